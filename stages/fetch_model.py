@@ -1,0 +1,84 @@
+"""Fetch the base model at its pinned source into `models/base`: safetensors, config, tokenizer, nothing else.
+
+A GGUF file is converted once to safetensors. transformers has no entry for SmolLM2's pre-tokenizer and falls back to
+GPT-2's splitting, which tokenizes numbers differently from the model's own tokenizer: `digits_first` puts it right.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from stages import InputError, command, params
+from stages.sources import fetched
+
+MODEL_FILES = (
+    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
+)  # fmt: skip
+
+
+def run(model: params.Model, out: Path) -> None:
+    with fetched(model.source) as path:
+        if path.suffix == ".gguf":
+            convert_gguf(path, out)
+        else:
+            copy_checkpoint(path, out)
+    check(out)
+
+
+def copy_checkpoint(folder: Path, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for pattern in MODEL_FILES:
+        for file in sorted(folder.glob(pattern)):
+            shutil.copyfile(file, out / file.name)
+
+
+def convert_gguf(path: Path, out: Path) -> None:
+    """Dequantize to bfloat16, the type that the model was trained in; its rounding is far below that of 4 bits."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    print(f"converting {path.name} to safetensors", flush=True)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    # save_pretrained refuses a model that still says it is GGUF-quantized, which it no longer is
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    if gguf_pre_tokenizer(path) == "smollm":
+        digits_first(tokenizer)
+    tokenizer.save_pretrained(out)
+
+
+def gguf_pre_tokenizer(path: Path) -> str:
+    """The name that llama.cpp gives to the model's way of splitting text, `tokenizer.ggml.pre`."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(path).get_field("tokenizer.ggml.pre")
+    return "" if field is None else str(field.contents())
+
+
+def digits_first(tokenizer) -> None:
+    """Split digits one by one, then byte-level: the pre-tokenizer that SmolLM2 was trained with."""
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+
+
+def check(out: Path) -> None:
+    """Fail on a folder that no later stage could load."""
+    for pattern in ("config.json", "*.safetensors", "tokenizer*"):
+        if not list(out.glob(pattern)):
+            found = sorted(file.name for file in out.iterdir()) if out.exists() else []
+            raise InputError(f"{out}: no {pattern} among {found}; model.source must hold a safetensors or GGUF checkpoint with its tokenizer")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    run(params.load().model, arguments.out)
+
+
+if __name__ == "__main__":
+    command(main)

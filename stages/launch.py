@@ -1,0 +1,40 @@
+"""Decide how a training stage runs: in this process, or on every GPU under `accelerate launch` with DeepSpeed.
+
+The number of devices is found, not configured, and changes no result. `REPROTUNE_PROCESSES=2` splits a run on a
+machine without GPUs over as many processes.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def processes() -> int:
+    """How many processes share the training: one a GPU, and one without."""
+    import torch
+
+    return torch.cuda.device_count() or int(os.environ.get("REPROTUNE_PROCESSES", "1"))
+
+
+def relaunched(module: str, config: Path) -> bool:
+    """Run `module` with this process's arguments on all devices and return True; False if this process is to do the work."""
+    count = processes()
+    if count == 1 or "LOCAL_RANK" in os.environ:
+        return False
+    import torch
+
+    where = [] if torch.cuda.is_available() else ["--cpu"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *where, "--num_processes", str(count)]
+    print(f"{module}: {count} processes under accelerate and DeepSpeed ({config})", flush=True)
+    subprocess.run([*launcher, "--module", module, *sys.argv[1:]], check=True)
+    return True
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """True in the one process that writes outs."""
+    return os.environ.get("RANK", "0") == "0"

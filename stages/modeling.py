@@ -1,0 +1,109 @@
+"""The base model, adapters on it, and what training and scoring both compute with them.
+
+The base is loaded the same way everywhere, quantized or not: what is scored is what was trained. Adapters are kept in
+float32, in memory and on disk: TRL would round those on a quantized base to bfloat16, and the reference, the first
+DPO step and a resumed run would then each see another model.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from stages import InputError
+from stages.params import Lora, Model
+from stages.records import write_json
+
+
+def deterministic(seed: int) -> None:
+    """Same seed, same bytes: fixes every generator, and makes torch choose kernels that repeat."""
+    set_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def load_base(base: Path, model: Model) -> PreTrainedModel:
+    """The base model in eval mode on this process's device, its linear weights in NF4 if `model.quantization` says so.
+
+    Raises:
+        InputError: a file of the model is missing or damaged.
+    """
+    dtype = getattr(torch, model.dtype)
+    quantization = None
+    if model.quantization == "nf4":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=dtype,
+            quantization_config=quantization,
+            attn_implementation=model.attention,
+            device_map={"": device()},
+            local_files_only=True,
+            use_safetensors=True,
+        )
+    except Exception as error:
+        if not isinstance(error, OSError | ValueError) and type(error).__name__ != "SafetensorError":
+            raise
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{base}: the model could not be loaded ({reason}); `dvc checkout {base}` restores it") from error
+    loaded.config.use_cache = False
+    return loaded.eval()
+
+
+def add_adapter(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
+    """A new LoRA adapter that changes nothing yet: its B matrices are zero (https://arxiv.org/abs/2106.09685)."""
+    set_seed(seed)
+    return get_peft_model(
+        base,
+        LoraConfig(
+            r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type="CAUSAL_LM"
+        ),
+    )
+
+
+def load_adapter(base: PreTrainedModel, adapter: Path, trainable: bool = False) -> PeftModel:
+    try:
+        return PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable, local_files_only=True)
+    except Exception as error:
+        if not isinstance(error, OSError | ValueError | RuntimeError) and type(error).__name__ != "SafetensorError":
+            raise
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{adapter}: the adapter could not be loaded ({reason}); `dvc checkout {adapter}` restores it") from error
+
+
+@contextmanager
+def adapter_dtype_kept(model: PeftModel) -> Iterator[None]:
+    """Undo, on leaving, what a TRL trainer's constructor does to the adapter: a cast to bfloat16 on a quantized base."""
+    kept = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in kept:
+            parameter.data = kept[name]
+
+
+def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """Write the adapter, its tokenizer and a generation config that stops at the end of a turn.
+
+    `target_modules` is a set, whose order differs from process to process, so the config is written anew in order; the
+    pickle and the model card that the libraries would leave are not written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".adapter-") as folder:
+        model.save_pretrained(folder, selected_adapters=["default"])
+        config = json.loads((Path(folder) / "adapter_config.json").read_text())
+        (Path(folder) / "adapter_model.safetensors").replace(out / "adapter_model.safetensors")
+    write_json(out / "adapter_config.json", {key: sorted(value) if isinstance(value, list) else value for key, value in config.items()})
+    tokenizer.save_pretrained(out)
+    write_json(out / "generation_config.json", {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id})

@@ -1,0 +1,83 @@
+"""Every JSON, CSV and Parquet file that a stage leaves: same content, same bytes.
+
+Keys are sorted, floats are written with ten significant digits, and a file is replaced in one step, so an
+interrupted stage leaves the old file or the new one. Nothing here writes a time, a host or a path.
+"""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages import InputError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to; on success it takes `path`'s place, on error it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def rounded(value: Any) -> Any:
+    """`value` with every float in it cut to ten significant digits; a NaN or infinity is an error."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"a record holds {value}, expected a finite number")
+        return float(f"{value:.10g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, record: Any) -> None:
+    write_text(path, json.dumps(rounded(record), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a JSON file ({error}); `dvc repro` makes it anew") from error
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: list[str]) -> None:
+    """Write `rows` under a header of `columns`, in that order; a missing or extra key is an error."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            assert set(row) == set(columns), f"{path}: row has {sorted(row)}, expected {sorted(columns)}"
+            writer.writerow(rounded(row))
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> None:
+    """Write one row a dict. Without `schema`, pyarrow infers one from all rows and a mixed column is an error."""
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
+
+
+def read_parquet(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: not a Parquet file ({error}); `dvc checkout` restores it, `dvc repro` makes it anew") from error

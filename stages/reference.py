@@ -1,0 +1,38 @@
+"""Log-probs of every pair's chosen and rejected answer under the frozen SFT adapter, computed once.
+
+They depend on the SFT adapter and the pairs and on nothing that is swept, so no value of beta, learning rate or loss
+computes them again, and one changed byte of the adapter computes all of them.
+"""
+
+import argparse
+from pathlib import Path
+
+from trl.trainer.utils import add_fused_lm_head
+
+from stages import command, modeling, params, training
+from stages.chat import load_tokenizer
+from stages.records import write_parquet
+
+
+def run(settings: params.Params, paths: argparse.Namespace) -> None:
+    modeling.deterministic(settings.seed)
+    tokenizer = load_tokenizer(paths.base, paths.templates / f"{settings.model.chat_template}.jinja")
+    base = modeling.load_base(paths.base, settings.model)
+    add_fused_lm_head(base)
+    model = modeling.load_adapter(base, paths.adapter)
+    for part in ("train", "held_out"):
+        rows = training.dataset(paths.data / f"{part}.parquet")
+        found = training.pair_log_probs(model, rows, tokenizer.pad_token_id, settings.reference.batch_size, f"reference log-probs, {part}")
+        pairs = zip(found["chosen"], found["rejected"], strict=True)
+        write_parquet(paths.out / f"{part}.parquet", [{"ref_chosen_logps": c, "ref_rejected_logps": r} for c, r in pairs])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("base", "adapter", "data", "templates", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    run(params.load(), parser.parse_args())
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,183 @@
+"""Write `report/report.md` and its figures from the run's own files.
+
+Every number comes from a metrics file, and a difference is called a gain or a loss only where its 95% interval leaves
+zero out.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from stages import command, figures, params
+from stages.figures import COMPARISONS, LABELS, Z, pretty
+from stages.records import read_json, write_text
+
+
+def run(settings: params.Params, metrics: Path, out: Path) -> None:
+    summary = read_json(metrics / "summary.json")
+    data = {name: read_json(metrics / "data" / f"{name}.json") for name in ("sft", "dpo")}
+    train = {name: read_json(metrics / "train" / f"{name}.json") for name in ("sft", "dpo")}
+    figures.training_pipeline(pipeline_steps(settings, data, train, summary), out / "training_pipeline.png")
+    figures.comparison_bar(summary["scores"], out / "comparison_bar.png")
+    figures.average_performance(summary["scores"], out / "average_performance.png")
+    figures.improvement_chart(summary["differences"], out / "improvement_chart.png")
+    figures.radar_chart(summary["scores"], out / "radar_chart.png")
+    sections = [
+        f"# {settings.report.title}",
+        "![The pipeline](training_pipeline.png)",
+        results(summary),
+        what_each_stage_brought(summary),
+        training(train),
+        data_section(data),
+        setup(settings),
+        reproduce(),
+    ]
+    write_text(out / "report.md", "\n\n".join(sections) + "\n")
+
+
+def pipeline_steps(settings: params.Params, data: dict, train: dict, summary: dict) -> list[tuple[str, str]]:
+    return [
+        ("base", f"{source_name(settings.model.source).split('/')[-1]}\n{settings.model.quantization}, {settings.model.dtype}"),
+        ("SFT", f"{data['sft']['rows_train']:,} examples\n{train['sft']['steps']:,} steps, LoRA r {settings.lora.r}"),
+        ("reference", "log-probs of the\nSFT model, once"),
+        ("DPO", f"{data['dpo']['rows_train']:,} pairs\n{train['dpo']['steps']:,} steps, β {settings.dpo.beta:g}"),
+        ("evaluate", f"3 models ×\n{len(summary['n'])} benchmarks"),
+    ]
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def percent(value: dict[str, float], key: str) -> str:
+    sign = "+" if key == "difference" else ""
+    return f"{100 * value[key]:{sign}.1f} ± {100 * Z * value['stderr']:.1f}"
+
+
+def results(summary: dict[str, Any]) -> str:
+    rows = [
+        [pretty(name), f"{summary['n'][name]:,}" if name in summary["n"] else "", *(percent(models[model], "score") for model in LABELS)]
+        for name, models in summary["scores"].items()
+    ]
+    return "\n\n".join(
+        [
+            "## Results",
+            "Score in percent ± half the width of its 95% interval; n is the number of rows scored.",
+            table(["benchmark", "n", *LABELS.values()], rows),
+            "![Scores](comparison_bar.png)",
+            "![Mean score](average_performance.png)",
+            "![Profile](radar_chart.png)",
+        ]
+    )
+
+
+def verdict(value: dict[str, float]) -> str:
+    if abs(value["difference"]) <= Z * value["stderr"] or value["difference"] == 0:
+        return "no difference shown"
+    return "gain" if value["difference"] > 0 else "loss"
+
+
+def what_each_stage_brought(summary: dict[str, Any]) -> str:
+    rows = [
+        [pretty(name), *(f"{percent(labels[label], 'difference')} ({verdict(labels[label])})" for label in COMPARISONS)]
+        for name, labels in summary["differences"].items()
+    ]
+    shares = summary["share_of_gain"]
+    mean = summary["differences"]["mean"]["dpo_vs_base"]
+    text = "The mean score did not rise, so there is no gain to share out between the stages."
+    if shares:
+        text = f"Of the rise in mean score of {100 * mean['difference']:.1f} points, SFT brought {100 * shares['sft']:.0f}% and DPO {100 * shares['dpo']:.0f}%."
+        if verdict(mean) != "gain":
+            text += " The interval of that rise covers zero: these shares describe the sample, not the models."
+    return "\n\n".join(
+        [
+            "## What each stage brought",
+            "Differences in percentage points on the same rows, ± half the width of the paired 95% interval.",
+            table(["benchmark", *COMPARISONS.values()], rows),
+            text,
+            "![Differences](improvement_chart.png)",
+        ]
+    )
+
+
+def training(train: dict[str, dict[str, float]]) -> str:
+    sft, dpo = train["sft"], train["dpo"]
+    rows = [
+        ["SFT loss, held-out", f"{sft['held_out_loss_before']:.4f}", f"{sft['held_out_loss_after']:.4f}", f"{sft['held_out_tokens']:,} tokens"],
+        *(
+            [
+                f"DPO {label}, {part.replace('_', '-')} pairs",
+                f"{dpo[f'{part}_{key}_before']:.4f}",
+                f"{dpo[f'{part}_{key}_after']:.4f}",
+                f"{dpo[f'{part}_pairs']} pairs",
+            ]
+            for part in ("train", "held_out")
+            for label, key in (("loss", "loss"), ("reward margin", "reward_margin"), ("reward accuracy", "reward_accuracy"))
+        ),
+    ]
+    return "\n\n".join(
+        [
+            "## Training",
+            "Losses in nats: SFT's a token, DPO's a pair. Before its first step DPO's policy is its reference, so every margin is 0 and every pair a tie.",
+            table(["measure", "before", "after", "n"], rows),
+            f"SFT ran {sft['steps']:,} steps over {sft['train_tokens']:,.0f} tokens, DPO {dpo['steps']:,} steps over {dpo['train_tokens']:,.0f}.",
+        ]
+    )
+
+
+def data_section(data: dict[str, dict[str, float]]) -> str:
+    names = {
+        "rows_raw": "raw", "rows_duplicate": "duplicate", "rows_overlong": "too long", "rows_over_limit": "over the limit",
+        "rows_train": "trained on", "rows_held_out": "held out",
+    }  # fmt: skip
+    rows = [[name.upper(), *(f"{data[name][key]:,}" for key in names)] for name in ("sft", "dpo")]
+    return "\n\n".join(["## Data", "What became of each raw row.", table(["data", *names.values()], rows)])
+
+
+def source_name(source: params.Source) -> str:
+    if isinstance(source, params.HubSource):
+        return source.repo
+    return f"{source.package}=={source.version}" if isinstance(source, params.PypiSource) else source.path
+
+
+def source_text(source: params.Source) -> str:
+    if isinstance(source, params.HubSource):
+        return f"Hub `{source.repo}` at `{source.revision}`"
+    if isinstance(source, params.PypiSource):
+        return f"PyPI `{source.package}=={source.version}`, `{source.path}`"
+    return f"local `{source.path}`"
+
+
+def setup(settings: params.Params) -> str:
+    sources = [["base model", source_text(settings.model.source)]]
+    sources += [[f"SFT: {item.name}", source_text(item.source)] for item in settings.data.sft]
+    sources += [[f"preferences: {item.name}", source_text(item.source)] for item in settings.data.preferences]
+    sources += [[pretty(name), source_text(settings.benchmarks[name].source)] for name in settings.evaluate.benchmarks]
+    shots = ", ".join(f"{pretty(name)} {settings.benchmarks[name].num_fewshot}" for name in settings.evaluate.benchmarks)
+    values = [
+        [section, ", ".join(f"{key} {value}" for key, value in getattr(settings, section).model_dump().items())] for section in ("lora", "sft", "dpo")
+    ]
+    return "\n\n".join(
+        [
+            "## Setup",
+            table(["what", "source"], sources),
+            table(["section", "values"], [*values, ["evaluate", f"examples in the prompt: {shots}"], ["seed", str(settings.seed)]]),
+        ]
+    )
+
+
+def reproduce() -> str:
+    return "\n\n".join(["## Reproduce", "```\nmake repro\n```", "`dvc.lock` names every input and output of this run by its hash."])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--metrics", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    run(params.load(), arguments.metrics, arguments.out)
+
+
+if __name__ == "__main__":
+    command(main)

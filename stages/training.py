@@ -1,0 +1,113 @@
+"""What the SFT and the DPO stage share: trainer arguments, curves, and measuring on rows that are not trained on.
+
+A global batch is split over devices and accumulation steps as the machine allows; the run is the same.
+"""
+
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from datasets.table import InMemoryTable
+from peft import PeftModel
+from tqdm import tqdm
+from transformers import TrainerCallback
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from stages import InputError
+from stages.params import Training
+from stages.records import read_parquet, write_csv
+
+
+def arguments(settings: Training, dtype: str, seed: int, folder: str, processes: int) -> dict[str, Any]:
+    """Keyword arguments for TRL's SFTConfig and DPOConfig alike; `folder` stays empty, since nothing is saved from there."""
+    rows_at_once = settings.micro_batch_size * processes
+    if settings.global_batch_size % rows_at_once:
+        raise InputError(
+            f"params.yaml: global_batch_size: found {settings.global_batch_size}, expected a multiple of micro_batch_size × "
+            f"devices = {settings.micro_batch_size} × {processes}; change one of them or use fewer devices"
+        )
+    return {
+        "output_dir": folder,
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": settings.global_batch_size // rows_at_once,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.lr_scheduler,
+        "warmup_steps": settings.warmup_ratio,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "bf16": dtype == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "seed": seed,
+        "data_seed": seed,
+    }
+
+
+def dataset(path: Path) -> datasets.Dataset:
+    """A Parquet file as a dataset held in memory: no copy of it is left in a cache folder."""
+    return datasets.Dataset(InMemoryTable(read_parquet(path)))
+
+
+class StepTimes(TrainerCallback):
+    """Seconds that each optimizer step took. A measurement, so it goes into no out that DVC hashes."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.begin = time.monotonic()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds.append(time.monotonic() - self.begin)
+
+
+def curve(log_history: list[dict[str, float]], names: dict[str, str]) -> list[dict[str, float]]:
+    """One row a step from a trainer's log, under our names; `num_tokens` there counts from the start."""
+    return [
+        {"step": entry["step"], **{ours: entry[theirs] for ours, theirs in names.items()}} for entry in log_history if "loss" in entry
+    ]
+
+
+def write_curves(rows: list[dict[str, float]], seconds: list[float], curves: Path, speed: Path) -> None:
+    """The curve, the same on every run, and beside it the speed, which is not."""
+    write_csv(curves, rows, list(rows[0]))
+    tokens = [0, *(row["tokens"] for row in rows)]
+    speeds = [
+        {"step": row["step"], "seconds": round(took, 3), "tokens_per_second": round((after - before) / took, 1)}
+        for row, took, (before, after) in zip(rows, seconds, pairwise(tokens), strict=True)
+    ]
+    write_csv(speed, speeds, ["step", "seconds", "tokens_per_second"])
+
+
+@torch.no_grad()
+def pair_log_probs(model: PeftModel, rows: datasets.Dataset, pad_token_id: int, batch_size: int, label: str) -> dict[str, list[float]]:
+    """Summed log-probs, in nats, of each pair's chosen and rejected answer given its prompt, in the order of `rows`.
+
+    Pairs of like length are computed together. The model has TRL's fused head, which computes only what labels ask for.
+    """
+    collate = DataCollatorForPreference(pad_token_id)
+    length = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+    order = sorted(range(len(rows)), key=lambda index: (length[index], index))
+    found: dict[str, list[float]] = {"chosen": [0.0] * len(rows), "rejected": [0.0] * len(rows)}
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    for start in tqdm(range(0, len(rows), batch_size), desc=label, unit="batch"):
+        indices = order[start : start + batch_size]
+        batch = {key: value.to(device) for key, value in collate([rows[index] for index in indices]).items()}
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        with torch.autocast(device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
+            log_probs = model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels, fused_lm_head=True).log_probs
+        chosen, rejected = log_probs.float().sum(dim=1).tolist(), None
+        chosen, rejected = chosen[: len(indices)], chosen[len(indices) :]
+        for position, index in enumerate(indices):
+            found["chosen"][index], found["rejected"][index] = chosen[position], rejected[position]
+    model.train(training)
+    return found

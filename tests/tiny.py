@@ -1,0 +1,147 @@
+"""A tiny world for tests: a 2-layer Qwen3-architecture model with a tokenizer trained on the spot, and rows to feed it.
+
+    python -m tests.tiny FOLDER      write model, data, benchmarks and params.yaml under FOLDER/tiny
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parent.parent
+WORDS = "red blue green one two three four big small cat dog bird tree house runs sings sleeps jumps the a and is was".split()
+
+
+def make_tokenizer(folder: Path) -> None:
+    """Byte-level BPE with Qwen's special tokens: <|endoftext|> ends a text, <|im_end|> a turn."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([" ".join(WORDS), *WORDS], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>").save_pretrained(folder)
+
+
+def make_model(folder: Path, hidden: int = 64, layers: int = 2) -> Path:
+    """Random weights, the same on every call."""
+    import torch
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    folder.mkdir(parents=True, exist_ok=True)
+    make_tokenizer(folder)
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(AutoTokenizer.from_pretrained(folder)),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=hidden // 4,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        eos_token_id=0,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def sentence(number: int) -> str:
+    return " ".join(WORDS[(number * 7 + step * step * 3) % len(WORDS)] for step in range(3 + number % 4))
+
+
+def alpaca_rows(count: int = 40) -> list[dict]:
+    return [{"instruction": f"say {sentence(n)} {n}", "input": "now" if n % 3 == 0 else "", "output": sentence(n + 1)} for n in range(count)]
+
+
+def preference_rows(count: int = 24) -> list[dict]:
+    return [
+        {
+            "conversations": [{"from": "human", "value": f"tell {sentence(n)} {n}"}],
+            "chosen": {"from": "gpt", "value": sentence(n + 2)},
+            "rejected": {"from": "gpt", "value": f"{sentence(n + 5)} {WORDS[n % 7]}"},
+        }
+        for n in range(count)
+    ]
+
+
+def benchmark_rows(count: int = 12) -> dict[str, tuple[str, list[dict]]]:
+    """Rows in the Hub's columns, and the split they belong to."""
+    numbers = range(count)
+    return {
+        "arc_challenge": (
+            "test",
+            [
+                {"id": f"q{n}", "question": f"which {sentence(n)}?", "choices": {"text": [sentence(n + k) for k in range(4)], "label": list("ABCD")}, "answerKey": "ABCD"[n % 4]}
+                for n in numbers
+            ],
+        ),
+        "commonsense_qa": (
+            "validation",
+            [
+                {"id": f"q{n}", "question": f"where {sentence(n)}?", "question_concept": "cat", "choices": {"label": list("ABCDE"), "text": [sentence(n + k) for k in range(5)]}, "answerKey": "ABCDE"[n % 5]}
+                for n in numbers
+            ],
+        ),
+        "gsm8k": ("test", [{"question": f"{n} and one?", "answer": f"it is {n} + 1 = {n + 1}\n#### {n + 1}"} for n in numbers]),
+        "hellaswag": (
+            "validation",
+            [
+                {"ind": n, "activity_label": "cat", "ctx_a": sentence(n), "ctx_b": "the dog", "ctx": sentence(n) + " the dog", "endings": [sentence(n + k) for k in range(4)], "source_id": f"s{n}", "split": "val", "split_type": "indomain", "label": str(n % 4)}
+                for n in numbers
+            ],
+        ),
+        "winogrande": (
+            "validation",
+            [{"sentence": f"the cat saw the dog and _ {sentence(n)}.", "option1": "the cat", "option2": "the dog", "answer": "12"[n % 2]} for n in numbers],
+        ),
+    }  # fmt: skip
+
+
+def make_world(folder: Path) -> None:
+    """Write everything under `folder/tiny` and a params.yaml beside it that uses it: the embedded default made small."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tiny = folder / "tiny"
+    make_model(tiny / "model")
+    (tiny / "alpaca.json").write_text(json.dumps(alpaca_rows()))
+    (tiny / "preferences.json").write_text(json.dumps(preference_rows()))
+    for name, (split, rows) in benchmark_rows().items():
+        (tiny / "benchmarks" / name).mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), tiny / "benchmarks" / name / f"{split}-00000-of-00001.parquet")
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(tiny_params(), file)
+
+
+def tiny_params() -> dict:
+    """The committed params.yaml with local sources and small numbers."""
+    content = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
+    content["model"]["source"] = {"kind": "local", "path": "tiny/model"}
+    content["data"]["sft"] = [{"name": "rows", "format": "alpaca", "source": {"kind": "local", "path": "tiny/alpaca.json"}}]
+    content["data"]["preferences"] = [{"name": "pairs", "format": "sharegpt", "source": {"kind": "local", "path": "tiny/preferences.json"}}]
+    content["tokenize"]["sft"] |= {"limit": 36, "held_out": 6, "max_length": 128}
+    content["tokenize"]["dpo"] |= {"limit": 20, "held_out": 4, "max_length": 128, "max_dropped": 0.0}
+    content["lora"] |= {"r": 4, "alpha": 8}
+    content["sft"] |= {"epochs": 1.0, "global_batch_size": 2, "micro_batch_size": 1}
+    content["dpo"] |= {"steps": 3, "global_batch_size": 4, "micro_batch_size": 2}
+    for name, benchmark in content["benchmarks"].items():
+        benchmark |= {"source": {"kind": "local", "path": f"tiny/benchmarks/{name}"}, "format": "hub", "limit": 6}
+        if benchmark["max_new_tokens"] is not None:
+            benchmark["max_new_tokens"] = 8
+    return content
+
+
+if __name__ == "__main__":
+    make_world(Path(sys.argv[1]))
