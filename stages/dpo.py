@@ -21,6 +21,8 @@ CURVE = {
     "reward_margin": "rewards/margins", "reward_accuracy": "rewards/accuracies",
     "logps_chosen": "logps/chosen", "logps_rejected": "logps/rejected",
 }  # fmt: skip
+MEASURED_PAIRS = 512
+"""Training pairs that the measure after training takes, the first so many."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1}
 """Largest difference, in nats an answer, between the policy before training and the cached reference."""
 
@@ -36,7 +38,7 @@ class CachedReferenceTrainer(DPOTrainer):
 
 
 def run(settings: params.Params, paths: argparse.Namespace) -> None:
-    modeling.deterministic(settings.seed)
+    modeling.start(settings.seed)
     tokenizer = load_tokenizer(paths.base, paths.templates / f"{settings.model.chat_template}.jinja")
     train, held_out = (with_reference(paths, part) for part in ("train", "held_out"))
     model = modeling.load_adapter(modeling.load_base(paths.base, settings.model), paths.adapter, trainable=True)
@@ -58,7 +60,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
         before = {"held_out": rewards(trainer, held_out, settings, "held-out pairs before")}
         check_start(before["held_out"]["difference"], settings.model.dtype, paths)
         trainer.train()
-        after = {part: rewards(trainer, rows, settings, f"{part} pairs after") for part, rows in (("train", train), ("held_out", held_out))}
+        after = {part: rewards(trainer, rows, settings, f"{part} pairs after") for part, rows in (("train", train.take(min(MEASURED_PAIRS, len(train)))), ("held_out", held_out))}
     if launch.is_main():
         rows = training.curve(trainer.state.log_history, CURVE)
         modeling.save_adapter(trainer.accelerator.unwrap_model(trainer.model), tokenizer, paths.out)

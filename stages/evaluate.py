@@ -42,7 +42,7 @@ SAMPLE = pa.schema(
 
 
 def run(settings: params.Params, name: str, paths: argparse.Namespace) -> None:
-    modeling.deterministic(settings.seed)
+    modeling.start(settings.seed)
     tokenizer = load_tokenizer(paths.base, paths.templates / f"{settings.model.chat_template}.jinja")
     model = modeling.load_base(paths.base, settings.model)
     if paths.adapter is not None:

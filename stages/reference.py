@@ -15,7 +15,7 @@ from stages.records import write_parquet
 
 
 def run(settings: params.Params, paths: argparse.Namespace) -> None:
-    modeling.deterministic(settings.seed)
+    modeling.start(settings.seed)
     tokenizer = load_tokenizer(paths.base, paths.templates / f"{settings.model.chat_template}.jinja")
     base = modeling.load_base(paths.base, settings.model)
     add_fused_lm_head(base)

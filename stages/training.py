@@ -36,6 +36,7 @@ def arguments(settings: Training, dtype: str, seed: int, folder: str, processes:
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "per_device_train_batch_size": settings.micro_batch_size,
+        "per_device_eval_batch_size": settings.micro_batch_size,
         "gradient_accumulation_steps": settings.global_batch_size // rows_at_once,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.lr_scheduler,

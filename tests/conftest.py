@@ -1,0 +1,51 @@
+"""Shared tiny inputs, made once a session in temporary folders."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from stages import params
+from tests import tiny
+
+ROOT = tiny.ROOT
+os.environ["OMP_NUM_THREADS"] = "2"
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """A folder with tiny/ (model, rows, benchmarks) and a params.yaml that uses them."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny.make_world(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(world) -> Path:
+    return world / "tiny" / "model"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model):
+    from stages.chat import load_tokenizer
+
+    return load_tokenizer(model, ROOT / "templates" / "chatml.jinja")
+
+
+@pytest.fixture
+def settings(world) -> params.Params:
+    """The tiny params, without quantization where a test does not ask for it."""
+    return changed(params.load(world / "params.yaml"), {"model.quantization": "none"})
+
+
+def changed(settings: params.Params, values: dict) -> params.Params:
+    """A copy with other values at dotted keys, checked like a file."""
+    content = settings.model_dump()
+    for key, value in values.items():
+        *path, last = key.split(".")
+        section = content
+        for part in path:
+            section = section[part]
+        assert last in section, key
+        section[last] = value
+    return params.Params.model_validate(content)

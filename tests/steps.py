@@ -1,0 +1,52 @@
+"""The stages of a run as functions on one folder, for tests that need some of them."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from stages import params
+from stages.records import read_json, write_parquet
+from tests.tiny import ROOT
+
+TEMPLATES = ROOT / "templates"
+LAUNCH = ROOT / "configs" / "zero2.yaml"
+
+
+def tokenize_sft(settings: params.Params, base: Path, rows: list[dict], folder: Path) -> dict:
+    from stages import tokenize_sft
+
+    write_parquet(folder / "raw_sft" / "rows.parquet", rows)
+    tokenize_sft.run(settings, folder / "raw_sft", base, TEMPLATES, folder / "sft_tokens", folder / "sft_data.json")
+    return read_json(folder / "sft_data.json")
+
+
+def tokenize_dpo(settings: params.Params, base: Path, rows: list[dict], folder: Path) -> dict:
+    from stages import tokenize_dpo
+
+    write_parquet(folder / "raw_dpo" / "pairs.parquet", rows)
+    tokenize_dpo.run(settings, folder / "raw_dpo", base, TEMPLATES, folder / "dpo_tokens", folder / "dpo_data.json")
+    return read_json(folder / "dpo_data.json")
+
+
+def sft(settings: params.Params, base: Path, folder: Path) -> dict:
+    from stages import sft
+
+    sft.run(settings, Namespace(base=base, data=folder / "sft_tokens", templates=TEMPLATES, out=folder / "sft", **logs(folder, "sft")))
+    return read_json(folder / "sft.json")
+
+
+def reference(settings: params.Params, base: Path, folder: Path) -> None:
+    from stages import reference
+
+    reference.run(settings, Namespace(base=base, adapter=folder / "sft", data=folder / "dpo_tokens", templates=TEMPLATES, out=folder / "reference"))
+
+
+def dpo(settings: params.Params, base: Path, folder: Path) -> dict:
+    from stages import dpo
+
+    paths = Namespace(base=base, adapter=folder / "sft", data=folder / "dpo_tokens", reference=folder / "reference", templates=TEMPLATES)
+    dpo.run(settings, Namespace(**vars(paths), out=folder / "dpo", **logs(folder, "dpo")))
+    return read_json(folder / "dpo.json")
+
+
+def logs(folder: Path, name: str) -> dict[str, Path]:
+    return {"metrics": folder / f"{name}.json", "curves": folder / f"{name}.csv", "speed": folder / f"{name}_speed.csv"}

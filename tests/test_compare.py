@@ -1,0 +1,47 @@
+"""Comparison on known samples."""
+
+import math
+
+import pytest
+
+from stages import InputError, compare
+from stages.records import read_json, write_json, write_parquet
+
+
+def write_scores(folder, name: str, correct: dict[str, list[float]]) -> None:
+    for model, values in correct.items():
+        mean = sum(values) / len(values)
+        stderr = math.sqrt(mean * (1 - mean) / (len(values) - 1))
+        write_json(folder / "metrics" / model / f"{name}.json", {"score": mean, "stderr": stderr, "n": len(values)})
+        write_parquet(folder / "evals" / model / f"{name}.parquet", [{"doc_id": 3 * index, "correct": value} for index, value in enumerate(values)])
+
+
+def run(folder, names):
+    compare.run(names, folder / "metrics", folder / "evals", folder / "summary.json", folder / "scores.json")
+    return read_json(folder / "summary.json")
+
+
+def test_known_samples_give_known_differences(tmp_path):
+    write_scores(tmp_path, "a", {"base": [1, 0, 0, 0], "sft": [1, 1, 0, 0], "dpo": [1, 1, 1, 0]})
+    write_scores(tmp_path, "b", {"base": [1, 0], "sft": [1, 0], "dpo": [1, 1]})
+    summary = run(tmp_path, ["a", "b"])
+    assert summary["scores"]["a"]["sft"]["score"] == 0.5
+    assert summary["differences"]["a"]["sft_vs_base"] == {"difference": 0.25, "stderr": 0.25}
+    assert summary["differences"]["b"]["sft_vs_base"] == {"difference": 0.0, "stderr": 0.0}
+    assert summary["differences"]["mean"]["dpo_vs_base"]["difference"] == pytest.approx(0.5)
+    assert summary["differences"]["mean"]["sft_vs_base"] == {"difference": 0.125, "stderr": 0.125}
+    assert summary["share_of_gain"] == {"dpo": 0.75, "sft": 0.25}
+    assert summary["n"] == {"a": 4, "b": 2}
+    rows = read_json(tmp_path / "scores.json")
+    assert len(rows) == 9 and {row["model"] for row in rows} == {"base", "sft", "dpo"}
+
+
+def test_no_gain_has_no_shares(tmp_path):
+    write_scores(tmp_path, "a", {"base": [1, 1], "sft": [1, 0], "dpo": [1, 1]})
+    assert run(tmp_path, ["a"])["share_of_gain"] == {}
+
+
+def test_models_scored_on_other_rows_are_refused(tmp_path):
+    write_scores(tmp_path, "a", {"base": [1, 1], "sft": [1, 0], "dpo": [1, 1, 0]})
+    with pytest.raises(InputError, match=r"a: the models were scored on different rows \(doc_id 6 and 0 more\)"):
+        run(tmp_path, ["a"])

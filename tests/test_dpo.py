@@ -1,0 +1,142 @@
+"""DPO and its reference: starts at zero, against the SFT adapter and not the base, and learns what is preferred."""
+
+import pytest
+import torch
+
+from stages import InputError, modeling, training
+from stages.records import read_parquet, write_parquet
+from tests import steps
+from tests.conftest import changed
+from tests.tiny import WORDS, alpaca_rows, preference_rows
+
+
+@pytest.fixture(scope="module")
+def tuned(world, model, tmp_path_factory):
+    """A folder with an SFT adapter that differs from the base, and tokenized pairs."""
+    from stages import params
+
+    folder = tmp_path_factory.mktemp("tuned")
+    settings = changed(params.load(world / "params.yaml"), {"sft.learning_rate": 1e-2})
+    steps.tokenize_sft(settings, model, alpaca_rows(), folder)
+    steps.sft(settings, model, folder)
+    steps.tokenize_dpo(settings, model, preference_rows(), folder)
+    steps.reference(settings, model, folder)
+    return settings, folder
+
+
+def log_probs(settings, base, folder, adapter: bool) -> dict[str, list[float]]:
+    """Log-probs of the training pairs, each answer computed alone and from full logits."""
+    model = modeling.load_base(base, settings.model)
+    if adapter:
+        model = modeling.load_adapter(model, folder / "sft")
+    found = {"chosen": [], "rejected": []}
+    for row in read_parquet(folder / "dpo_tokens" / "train.parquet").to_pylist():
+        for key, values in found.items():
+            ids = torch.tensor([row["prompt_ids"] + row[f"{key}_ids"]])
+            with torch.no_grad():
+                scores = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+            values.append(float(scores[len(row["prompt_ids"]) - 1 :].sum()))
+    return found
+
+
+def test_the_reference_is_the_sft_adapter_and_not_the_base(tuned, model):
+    settings, folder = tuned
+    cached = read_parquet(folder / "reference" / "train.parquet").to_pydict()
+    with_adapter, without = (log_probs(settings, model, folder, adapter) for adapter in (True, False))
+    for key in ("chosen", "rejected"):
+        found = torch.tensor(cached[f"ref_{key}_logps"])
+        assert (found - torch.tensor(with_adapter[key])).abs().max() < 1e-3
+        assert (found - torch.tensor(without[key])).abs().max() > 1.0
+
+
+def test_the_margin_is_zero_at_step_zero(tuned, model):
+    settings, folder = tuned
+    metrics = steps.dpo(settings, model, folder)
+    assert abs(metrics["held_out_reward_margin_before"]) < 1e-5
+    first = (folder / "dpo.csv").read_text().splitlines()[:2]
+    row = dict(zip(first[0].split(","), map(float, first[1].split(",")), strict=True))
+    assert abs(row["reward_margin"]) < 1e-4 and row["loss"] == pytest.approx(0.693147, abs=1e-4)
+
+
+def test_another_reference_stops_the_stage(tuned, model, tmp_path):
+    settings, folder = tuned
+    for part in ("train", "held_out"):
+        rows = read_parquet(folder / "reference" / f"{part}.parquet").to_pylist()
+        write_parquet(tmp_path / f"{part}.parquet", [{key: value + 0.5 for key, value in row.items()} for row in rows])
+    kept = folder / "reference"
+    kept.rename(folder / "kept")
+    tmp_path.rename(kept)
+    try:
+        with pytest.raises(InputError, match=r"differs from the cached reference by 0\.5 nats an answer, expected at most 0\.001"):
+            steps.dpo(settings, model, folder)
+    finally:
+        kept.rename(tmp_path)
+        (folder / "kept").rename(kept)
+
+
+def test_a_reference_of_other_pairs_is_refused(tuned, model):
+    settings, folder = tuned
+    file = folder / "reference" / "train.parquet"
+    content = file.read_bytes()
+    write_parquet(file, read_parquet(file).to_pylist()[:-1])
+    with pytest.raises(InputError, match=r"15 rows, expected 16 as in"):
+        steps.dpo(settings, model, folder)
+    file.write_bytes(content)
+
+
+def test_dpo_goes_on_from_the_sft_adapter_and_leaves_it_alone(tuned, model):
+    from safetensors.torch import load_file
+
+    settings, folder = tuned
+    before = (folder / "sft" / "adapter_model.safetensors").read_bytes()
+    steps.dpo(settings, model, folder)
+    assert (folder / "sft" / "adapter_model.safetensors").read_bytes() == before
+    sft, dpo = (load_file(folder / name / "adapter_model.safetensors") for name in ("sft", "dpo"))
+    assert sft.keys() == dpo.keys()
+    moved = max(float((sft[key] - dpo[key]).abs().max()) for key in sft)
+    assert 0 < moved < 1e-3, moved
+
+
+def taste_rows(count: int, swapped: bool) -> list[dict]:
+    """Answers that end in `sings` are preferred to the same ones that end in `sleeps`; swapped, the other way round."""
+    good, bad = ("sleeps", "sings") if swapped else ("sings", "sleeps")
+    return [
+        {
+            "conversations": [{"from": "human", "value": f"{WORDS[n % 13]} {WORDS[n * 7 % 19]} {n}"}],
+            "chosen": {"from": "gpt", "value": f"the {WORDS[n * 5 % 11]} {good}"},
+            "rejected": {"from": "gpt", "value": f"the {WORDS[n * 5 % 11]} {bad}"},
+        }
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_preference_is_learned_whichever_way_it_goes(swapped, tuned, model, tmp_path):
+    settings, folder = tuned
+    settings = changed(
+        settings,
+        {
+            "tokenize.dpo.limit": None, "tokenize.dpo.held_out": 40, "dpo.steps": 30, "dpo.global_batch_size": 8,
+            "dpo.micro_batch_size": 8, "dpo.learning_rate": 5e-3, "model.quantization": "none",
+        },
+    )  # fmt: skip
+    (tmp_path / "sft").symlink_to(folder / "sft")
+    steps.tokenize_dpo(settings, model, taste_rows(160, swapped), tmp_path)
+    steps.reference(settings, model, tmp_path)
+    metrics = steps.dpo(settings, model, tmp_path)
+    assert metrics["held_out_pairs"] == 40
+    assert metrics["held_out_reward_accuracy_before"] == 0.5
+    assert metrics["held_out_reward_accuracy_after"] >= 0.95
+    tokenizer_pad, rows = 0, training.dataset(tmp_path / "dpo_tokens" / "held_out.parquet")
+    from trl.trainer.utils import add_fused_lm_head
+
+    base = modeling.load_base(model, settings.model)
+    add_fused_lm_head(base)
+    found = training.pair_log_probs(modeling.load_adapter(base, tmp_path / "dpo"), rows, tokenizer_pad, 4, "check")
+    reference = read_parquet(tmp_path / "reference" / "held_out.parquet").to_pydict()
+    sings, sleeps = ("rejected", "chosen") if swapped else ("chosen", "rejected")
+    rise = [
+        (s - rs) - (b - rb)
+        for s, rs, b, rb in zip(found[sings], reference[f"ref_{sings}_logps"], found[sleeps], reference[f"ref_{sleeps}_logps"], strict=True)
+    ]
+    assert all(value < 0 for value in rise) if swapped else all(value > 0 for value in rise)

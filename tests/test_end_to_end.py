@@ -1,0 +1,134 @@
+"""The whole pipeline with real `dvc`, on the tiny model, in clones: same bytes twice, and mistakes that cost nothing."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests import tiny
+
+DVC = [sys.executable, "-m", "dvc"]
+ENVIRONMENT = os.environ | {
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "OMP_NUM_THREADS": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
+}  # fmt: skip
+
+
+def call(*command: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess:
+    result = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert not check or result.returncode == 0, result.stdout[-5000:]
+    return result
+
+
+def make_clone(folder: Path) -> Path:
+    """The committed files, as they stand in the working tree, as a repository of their own with the tiny params."""
+    folder.mkdir(parents=True)
+    files = call("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=tiny.ROOT).stdout.split("\0")
+    outs = ("metrics/", "plots/", "report/", "dvc.lock")
+    for name in filter(None, files):
+        if not name.startswith(outs) and (tiny.ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((tiny.ROOT / name).read_bytes())
+    tiny.make_world(folder)
+    content = YAML(typ="safe", pure=True).load((folder / "params.yaml").read_text())
+    content["evaluate"]["benchmarks"] = ["arc_challenge", "gsm8k"]
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(content, file)
+    call("git", "init", "-q", cwd=folder)
+    call("git", "add", "-A", cwd=folder)
+    call("git", "commit", "-qm", "tiny", cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clones(tmp_path_factory) -> list[Path]:
+    """Two finished runs, in folders of different names and lengths."""
+    root = tmp_path_factory.mktemp("clones")
+    folders = [make_clone(root / "a"), make_clone(root / "a_much_longer_name" / "deeper")]
+    with ThreadPoolExecutor() as pool:
+        for folder, result in zip(folders, pool.map(lambda folder: call(*DVC, "repro", cwd=folder), folders), strict=True):
+            call("git", "add", "-A", cwd=folder)
+            call("git", "commit", "-qm", "run", cwd=folder)
+            assert "Running stage 'report'" in result.stdout
+    return folders
+
+
+def test_two_clones_give_the_same_lock(clones):
+    one, two = ((folder / "dvc.lock").read_text() for folder in clones)
+    assert one == two and "models/dpo" in one
+
+
+def test_the_lock_holds_no_path_of_the_machine(clones):
+    for folder in clones:
+        for file in call("git", "ls-files", cwd=folder).stdout.split():
+            if file.startswith(("metrics/", "plots/", "report/")) or file == "dvc.lock":
+                assert str(folder).encode() not in (folder / file).read_bytes(), file
+        assert not list((folder / "models").rglob("*.bin"))
+
+
+def test_a_second_repro_does_nothing(clones):
+    assert "Data and pipelines are up to date." in call(*DVC, "repro", cwd=clones[0]).stdout
+
+
+def test_outs_are_where_they_should_be(clones):
+    folder = clones[0]
+    for name in ("report/report.md", "metrics/summary.json", "metrics/dpo/gsm8k.json", "evals/base/arc_challenge.parquet", "plots/sft.csv", "plots/dpo_speed.csv"):
+        assert (folder / name).is_file(), name
+    ignored = call("git", "status", "--ignored", "--porcelain", cwd=folder).stdout
+    assert all(f"!! {name}/" in ignored for name in ("data", "models", "evals"))
+
+
+def test_metrics_and_plots_read_well(clones):
+    shown = call(*DVC, "metrics", "show", "--md", cwd=clones[0]).stdout
+    assert "held_out_loss_after" in shown and "scores.mean.dpo.score" in shown
+    call(*DVC, "plots", "show", "--out", "plots_html", cwd=clones[0])
+    page = (clones[0] / "plots_html" / "index.html").read_text()
+    assert "SFT training loss" in page and "DPO reward margin" in page
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("sft.learning_rte=1", ["sft.learning_rte"]),
+        ("+sft.learning_rte=1", ["sft.learning_rte: found 1 under an unknown key", "learning_rate"]),
+        ("sft.learning_rate=-1", ["sft.learning_rate: found -1, expected greater than 0"]),
+    ],
+)
+def test_a_wrong_override_fails_before_any_out_is_touched(override, expected, clones):
+    folder = clones[0]
+    before = {file: file.stat().st_mtime_ns for name in ("data", "models", "evals", "metrics", "report") for file in (folder / name).rglob("*") if file.is_file()}
+    result = call(*DVC, "exp", "run", "-S", override, cwd=folder, check=False)
+    assert result.returncode != 0
+    assert all(part in result.stdout for part in expected), result.stdout
+    after = {file: file.stat().st_mtime_ns for name in ("data", "models", "evals", "metrics", "report") for file in (folder / name).rglob("*") if file.is_file()}
+    assert before == after
+    call("git", "checkout", "-q", "params.yaml", cwd=folder)
+    assert "up to date" in call(*DVC, "repro", cwd=folder).stdout
+
+
+def test_a_failed_stage_gives_one_message_and_its_outs_come_back(clones):
+    folder = clones[0]
+    weights = folder / "models" / "base" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    command = "python -m stages.reference --base models/base --adapter models/sft --data data/tokenized/dpo --templates templates --out data/reference"
+    result = call(*command.split(), cwd=folder, check=False)
+    assert result.returncode == 1 and "Traceback" not in result.stdout
+    assert "error: models/base: the model could not be loaded" in result.stdout and "`dvc checkout models/base` restores it" in result.stdout
+    call(*DVC, "checkout", "models/base", cwd=folder)
+    assert weights.read_bytes() == content
+
+
+def test_the_full_recipe_plans_every_stage(clones):
+    folder = clones[1]
+    (folder / "params.yaml").write_bytes((tiny.ROOT / "recipes" / "qwen3-4b.yaml").read_bytes())
+    plan = call(*DVC, "repro", "--dry", "--force", cwd=folder).stdout
+    stages = [line for line in plan.splitlines() if line.startswith("Running stage")]
+    assert len(stages) == 4 + 5 + 2 + 3 + 15 + 2
+    assert "python -m stages.evaluate hellaswag --base models/base --adapter models/dpo" in plan

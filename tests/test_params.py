@@ -1,0 +1,70 @@
+"""params.yaml: every recipe loads, and every mistake is named with its key, what was found and what was expected."""
+
+import pytest
+import yaml
+
+from stages import InputError, params
+from tests.tiny import ROOT
+
+DEFAULT = (ROOT / "params.yaml").read_text()
+
+
+@pytest.mark.parametrize("file", [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))], ids=lambda file: file.name)
+def test_every_committed_params_file_is_valid(file):
+    assert params.load(file).seed == 42
+
+
+def test_the_full_recipe_is_the_reported_run():
+    full = params.load(ROOT / "recipes" / "qwen3-4b.yaml")
+    assert full.model.source.repo == "Qwen/Qwen3-4B-Base"
+    assert (full.sft.epochs, full.sft.global_batch_size, full.sft.learning_rate) == (3.0, 128, 2e-4)
+    assert (full.lora.r, full.lora.alpha, full.tokenize.sft.max_length) == (64, 128, 2048)
+    assert (full.dpo.steps, full.dpo.global_batch_size, full.dpo.learning_rate, full.dpo.beta) == (2000, 128, 5e-5, 0.1)
+    assert all(benchmark.limit is None for benchmark in full.benchmarks.values())
+    assert (full.benchmarks["gsm8k"].num_fewshot, full.benchmarks["gsm8k"].fewshot_split) == (5, "train")
+
+
+def test_numbers_are_read_as_dvc_reads_them():
+    assert params.load(ROOT / "params.yaml").sft.learning_rate == 2e-4
+
+
+BROKEN = {
+    "unknown key": ("  epochs: 1.0", "  epochs: 1.0\n  learning_rte: 1", ["sft.learning_rte: found 1", "unknown key", "learning_rate"]),
+    "unknown section": ("seed: 42", "seed: 42\nsed: 1", ["sed: found 1", "unknown key", "seed"]),
+    "out of range": ("learning_rate: 2e-4", "learning_rate: -1", ["sft.learning_rate: found -1", "greater than 0"]),
+    "not a number": ("learning_rate: 2e-4", "learning_rate: fast", ["sft.learning_rate: found 'fast'", "a valid number"]),
+    "missing": ("  beta: 0.1\n", "", ["dpo.beta: missing"]),
+    "duplicate": ("seed: 42", "seed: 42\nseed: 43", ['duplicate key "seed"', "line 4", "keep one"]),
+    "bad choice": ("quantization: nf4", "quantization: nf5", ["model.quantization: found 'nf5'", "'none' or 'nf4'"]),
+    "quoted number": ("seed: 42", "seed: '42'", ["seed: found '42'", "a valid integer"]),
+    "infinite": ("  max_grad_norm: 1.0", "  max_grad_norm: .inf", ["sft.max_grad_norm: found inf", "finite"]),
+    "bad digest": ("bcc81830d10ce7d9", "main", ["model.source.sha256: found 'main", "64 hex digits", "pip hash"]),
+    "unknown benchmark": ("[arc_challenge,", "[arc_chalenge,", ["evaluate.benchmarks: found 'arc_chalenge'", "arc_challenge"]),
+    "benchmark twice": ("[arc_challenge,", "[gsm8k, arc_challenge,", ["evaluate.benchmarks: found 'gsm8k' twice"]),
+    "batch does not divide": ("  micro_batch_size: 2", "  micro_batch_size: 3", ["dpo.global_batch_size: found 4", "multiple of dpo.micro_batch_size (3)"]),
+    "all held out": ("held_out: 8", "held_out: 200", ["tokenize.dpo.held_out: found 200", "less than tokenize.dpo.limit"]),
+    "not yaml": ("seed: 42", "seed: [42", ["not YAML"]),
+    "attention that cannot keep packed examples apart": ("attention: sdpa", "attention: eager", ["model.attention: found 'eager'", "packing"]),
+    "unknown kind": ("kind: pypi", "kind: ftp", ["model.source: found", "'hub', 'pypi', 'local'"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_params_are_named(case, tmp_path):
+    old, new, expected = BROKEN[case]
+    assert old in DEFAULT
+    file = tmp_path / "params.yaml"
+    file.write_text(DEFAULT.replace(old, new, 1))
+    with pytest.raises(InputError) as error:
+        params.load(file)
+    for part in [str(file), *expected]:
+        assert part in str(error.value), f"{part!r} is not in: {error.value}"
+
+
+def test_a_branch_in_place_of_a_commit_is_refused(tmp_path):
+    content = yaml.safe_load((ROOT / "recipes" / "qwen3-4b.yaml").read_text())
+    content["model"]["source"]["revision"] = "main"
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(content).replace("0.0002", "2.0e-4"))
+    with pytest.raises(InputError, match=r"model\.source\.revision: found 'main', expected a commit, 40 hex digits.*git ls-remote"):
+        params.load(file)

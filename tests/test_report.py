@@ -1,0 +1,61 @@
+"""The report says what the metrics say, calls a gain only what its interval supports, and repeats to the byte."""
+
+import pytest
+
+from stages import compare, report
+from stages.records import read_json, write_json
+from tests.test_compare import write_scores
+
+SFT = {"held_out_loss_before": 2.0, "held_out_loss_after": 1.5, "held_out_tokens": 99, "train_loss_first": 2.1, "train_loss_last": 1.4, "train_rows": 7, "train_tokens": 1234.0, "steps": 5}
+PART = {"pairs": 4, "reward_margin_before": 0.0, "reward_margin_after": 0.125, "reward_accuracy_before": 0.5, "reward_accuracy_after": 0.75, "loss_before": 0.6931, "loss_after": 0.6}
+DATA = {"rows_raw": 10, "rows_duplicate": 1, "rows_overlong": 1, "rows_over_limit": 2, "rows_train": 4, "rows_held_out": 2}
+
+
+@pytest.fixture
+def metrics(tmp_path, settings):
+    for name in settings.evaluate.benchmarks:
+        write_scores(tmp_path, name, {"base": [1, 0] * 20, "sft": [1, 0] * 20, "dpo": [1] * 40 if name == "gsm8k" else [0, 1] * 20})
+    compare.run(settings.evaluate.benchmarks, tmp_path / "metrics", tmp_path / "evals", tmp_path / "metrics" / "summary.json", tmp_path / "scores.json")
+    write_json(tmp_path / "metrics" / "train" / "sft.json", SFT)
+    write_json(tmp_path / "metrics" / "train" / "dpo.json", {f"{part}_{key}": value for part in ("train", "held_out") for key, value in PART.items()} | {"steps": 3, "train_tokens": 55.0})
+    for name in ("sft", "dpo"):
+        write_json(tmp_path / "metrics" / "data" / f"{name}.json", DATA)
+    return tmp_path / "metrics"
+
+
+def test_the_numbers_are_those_of_the_metrics(metrics, settings, tmp_path):
+    report.run(settings, metrics, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    summary = read_json(metrics / "summary.json")
+    for name, models in summary["scores"].items():
+        for value in models.values():
+            assert f"{100 * value['score']:.1f} ± {100 * 1.96 * value['stderr']:.1f}" in text, name
+    assert "| SFT loss, held-out | 2.0000 | 1.5000 | 99 tokens |" in text
+    assert "| DPO reward accuracy, held-out pairs | 0.5000 | 0.7500 | 4 pairs |" in text
+    assert "| SFT | 10 | 1 | 1 | 2 | 4 | 2 |" in text
+
+
+def test_only_supported_differences_are_called_gains(metrics, settings, tmp_path):
+    report.run(settings, metrics, tmp_path / "report")
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in (tmp_path / "report" / "report.md").read_text().splitlines() if "points" not in line and ("shown" in line or "gain)" in line)}
+    assert rows["GSM8K"].endswith("(gain) |") and rows["GSM8K"].count("gain") == 2
+    assert rows["WinoGrande"].count("no difference shown") == 3
+
+
+def test_five_figures_and_the_same_bytes_twice(metrics, settings, tmp_path):
+    for name in ("one", "two"):
+        report.run(settings, metrics, tmp_path / name)
+    files = sorted(file.name for file in (tmp_path / "one").iterdir())
+    assert files == ["average_performance.png", "comparison_bar.png", "improvement_chart.png", "radar_chart.png", "report.md", "training_pipeline.png"]
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+        if file.endswith(".png"):
+            assert f"({file})" in (tmp_path / "one" / "report.md").read_text()
+
+
+def test_a_broken_metrics_file_is_named(metrics, settings, tmp_path):
+    (metrics / "summary.json").write_text("{")
+    from stages import InputError
+
+    with pytest.raises(InputError, match=r"summary\.json: not a JSON file"):
+        report.run(settings, metrics, tmp_path / "report")

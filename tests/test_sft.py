@@ -1,0 +1,126 @@
+"""SFT: learns what the rows say, packs without leaks, and leaves the same bytes twice."""
+
+import json
+
+import pytest
+import torch
+
+from stages import modeling
+from stages.chat import load_tokenizer, render
+from tests import steps
+from tests.conftest import changed
+from tests.tiny import ROOT, WORDS, alpaca_rows
+
+RULE = {"red": "cat", "blue": "dog", "green": "bird"}
+
+
+def rule_rows(count: int) -> list[dict]:
+    """The answer follows from the colour alone; the words around it do not matter."""
+    colors = list(RULE)
+    return [
+        {"instruction": f"{WORDS[n * 5 % 23]} {colors[n % 3]} {WORDS[(n * 11 + n // 23) % 23]} {n}", "input": "", "output": RULE[colors[n % 3]]}
+        for n in range(count)
+        if not {WORDS[n * 5 % 23], WORDS[(n * 11 + n // 23) % 23]} & set(RULE)
+    ]
+
+
+def answers(model, tokenizer, prompts: list[str]) -> list[str]:
+    """Greedy answers, up to the end of the turn."""
+    found = []
+    for prompt in prompts:
+        ids = torch.tensor([tokenizer.encode(render(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True))])
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        found.append(tokenizer.decode(out[0, ids.shape[1] :]))
+    return found
+
+
+def test_a_rule_is_learned_and_turns_end(settings, model, tmp_path):
+    settings = changed(
+        settings,
+        {
+            "tokenize.sft.limit": None, "tokenize.sft.held_out": 60, "lora.r": 16, "lora.alpha": 32, "lora.dropout": 0.0,
+            "sft.learning_rate": 1e-2, "sft.epochs": 10.0, "sft.global_batch_size": 4, "sft.warmup_ratio": 0.1,
+        },
+    )  # fmt: skip
+    rows = rule_rows(400)
+    steps.tokenize_sft(settings, model, rows[:-60], tmp_path)
+    metrics = steps.sft(settings, model, tmp_path)
+    assert metrics["held_out_loss_after"] < metrics["held_out_loss_before"] - 1
+    tuned = modeling.load_adapter(modeling.load_base(model, settings.model), tmp_path / "sft")
+    unseen = rows[-60:]
+    found = answers(tuned, load_tokenizer(model, ROOT / "templates" / "chatml.jinja"), [row["instruction"] for row in unseen])
+    right = sum(answer == row["output"] + "<|im_end|>" for answer, row in zip(found, unseen, strict=True))
+    assert right / len(unseen) >= 0.95, found
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_packed_logits_equal_unpacked_logits(quantization, settings, model, tmp_path):
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    from stages import training
+
+    settings = changed(settings, {"model.quantization": quantization})
+    steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
+    base = modeling.load_base(model, settings.model)
+    for row in training.dataset(tmp_path / "sft_tokens" / "train.parquet"):
+        batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([row])
+        with torch.no_grad():
+            packed = base(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]
+            alone = [base(torch.tensor([ids.tolist()]), use_cache=False).logits[0] for ids in batch["input_ids"][0].split(row["seq_lengths"])]
+            leaking = base(input_ids=batch["input_ids"], use_cache=False).logits[0]
+        assert len(row["seq_lengths"]) > 1
+        assert (packed - torch.cat(alone)).abs().max() < 1e-4
+        assert (leaking - torch.cat(alone)).abs().max() > 1e-2, "a leak would not be seen"
+
+
+def test_twice_gives_the_same_bytes_and_no_pickle(settings, model, tmp_path):
+    settings = changed(settings, {"model.quantization": "nf4"})
+    for name in ("one", "another_longer_name"):
+        steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path / name)
+        steps.sft(settings, model, tmp_path / name)
+    one, two = (tmp_path / name / "sft" for name in ("one", "another_longer_name"))
+    assert sorted(file.name for file in one.iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    for file in one.iterdir():
+        assert file.read_bytes() == (two / file.name).read_bytes(), file.name
+    for file in ("sft.json", "sft.csv"):
+        assert (one.parent / file).read_bytes() == (two.parent / file).read_bytes()
+    config = json.loads((one / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert json.loads((one / "generation_config.json").read_text()) == {"eos_token_id": 2, "pad_token_id": 0}
+
+
+def test_the_adapter_stays_in_float32_on_a_quantized_base(settings, model, tmp_path):
+    from safetensors.torch import load_file
+
+    settings = changed(settings, {"model.quantization": "nf4"})
+    steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
+    steps.sft(settings, model, tmp_path)
+    weights = load_file(tmp_path / "sft" / "adapter_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    fine = torch.cat([weight.flatten() for weight in weights.values()])
+    assert (fine != fine.bfloat16().float()).any(), "the weights were rounded to bfloat16"
+
+
+def test_the_curve_has_a_row_a_step(settings, model, tmp_path):
+    steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
+    metrics = steps.sft(settings, model, tmp_path)
+    header, *lines = (tmp_path / "sft.csv").read_text().splitlines()
+    assert header == "step,loss,learning_rate,grad_norm,tokens,token_accuracy"
+    assert len(lines) == metrics["steps"]
+    assert (tmp_path / "sft_speed.csv").read_text().splitlines()[0] == "step,seconds,tokens_per_second"
+
+
+def test_a_missing_model_file_is_named(settings, model, tmp_path):
+    import shutil
+
+    from stages import InputError
+
+    shutil.copytree(model, tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"base: the model could not be loaded .*`dvc checkout .*base` restores it"):
+        modeling.load_base(tmp_path / "base", settings.model)
+    (tmp_path / "base" / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(InputError, match="the model could not be loaded"):
+        modeling.load_base(tmp_path / "base", settings.model)

