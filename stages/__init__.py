@@ -4,9 +4,9 @@ Stages are functions of their declared deps and params, so nothing here may reac
 put offline before any library can read its settings. Only `stages.sources`, which fetches, puts it online again.
 """
 
-import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,14 +20,15 @@ class InputError(ValueError):
 
 def command(main: Callable[[], None]) -> None:
     """Run a stage. Bad input and a full disk end in one clear message and exit code 1; a bug keeps its traceback."""
+    warnings.simplefilter("ignore", FutureWarning)
     try:
         main()
     except InputError as error:
         sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = error.filename or os.getcwd()
-            sys.exit(f"error: {where}: the disk is full; free space and run `dvc repro` again (`dvc checkout` restores outs)")
-        if isinstance(error, FileNotFoundError):
-            sys.exit(f"error: {error.filename}: no such file; `dvc checkout` restores it, `dvc repro` makes it anew")
-        raise
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error.filename}: no such file; `dvc checkout` restores it, `dvc repro` makes it anew")
+    except Exception as error:
+        # each library says it in an exception of its own, but all with the system's words
+        if "No space left on device" not in str(error):
+            raise
+        sys.exit(f"error: {os.getcwd()}: the disk is full ({error}); free space, then `dvc checkout` and `dvc repro`")

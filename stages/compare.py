@@ -66,7 +66,7 @@ def share_of_gain(mean: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def bars(scores: dict[str, dict[str, dict[str, float]]]) -> list[dict[str, Any]]:
-    return [{"benchmark": name, "model": model, **value} for name, models in scores.items() for model, value in models.items()]
+    return [{"benchmark": name, "model": model, "label": f"{name} {model}", **value} for name, models in scores.items() for model, value in models.items()]
 
 
 def main() -> None:

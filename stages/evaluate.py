@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from lm_eval import simple_evaluate
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from stages import InputError, command, modeling, params
@@ -42,6 +41,8 @@ SAMPLE = pa.schema(
 
 
 def run(settings: params.Params, name: str, paths: argparse.Namespace) -> None:
+    from lm_eval.models.huggingface import HFLM
+
     modeling.start(settings.seed)
     tokenizer = load_tokenizer(paths.base, paths.templates / f"{settings.model.chat_template}.jinja")
     model = modeling.load_base(paths.base, settings.model)

@@ -6,6 +6,7 @@ GPT-2's splitting, which tokenizes numbers differently from the model's own toke
 
 import argparse
 import shutil
+from functools import cache
 from pathlib import Path
 
 from stages import InputError, command, params
@@ -35,9 +36,12 @@ def copy_checkpoint(folder: Path, out: Path) -> None:
 
 def convert_gguf(path: Path, out: Path) -> None:
     """Dequantize to bfloat16, the type that the model was trained in; its rounding is far below that of 4 bits."""
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # transformers parses the file anew for the config, the weights and the tokenizer, and each takes seconds
+    gguf.GGUFReader = cache(gguf.GGUFReader)
     print(f"converting {path.name} to safetensors", flush=True)
     model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     # save_pretrained refuses a model that still says it is GGUF-quantized, which it no longer is
@@ -45,17 +49,10 @@ def convert_gguf(path: Path, out: Path) -> None:
     model.hf_quantizer = None
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    if gguf_pre_tokenizer(path) == "smollm":
+    field = gguf.GGUFReader(str(path)).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
         digits_first(tokenizer)
     tokenizer.save_pretrained(out)
-
-
-def gguf_pre_tokenizer(path: Path) -> str:
-    """The name that llama.cpp gives to the model's way of splitting text, `tokenizer.ggml.pre`."""
-    from gguf import GGUFReader
-
-    field = GGUFReader(path).get_field("tokenizer.ggml.pre")
-    return "" if field is None else str(field.contents())
 
 
 def digits_first(tokenizer) -> None:

@@ -12,8 +12,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
+
+# bitsandbytes wraps four functions in torch.compile as it is imported. No kernel of NF4 is among them, but the compiler
+# is loaded, which takes three seconds in each process.
+with patch.object(torch, "compile", lambda function=None, **_: function or (lambda wrapped: wrapped)):
+    import bitsandbytes  # noqa: F401
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 

@@ -44,7 +44,6 @@ def hub_files(source: HubSource, folder: Path) -> Path:
     os.environ["HF_HUB_OFFLINE"] = "0"
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from requests.exceptions import RequestException
 
     constants.HF_HUB_OFFLINE = False
     print(f"downloading {source.repo} at {source.revision[:12]} from the Hub", flush=True)
@@ -56,7 +55,7 @@ def hub_files(source: HubSource, folder: Path) -> Path:
             allow_patterns=source.files,
             local_dir=folder,
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, RequestException, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
             f"{source.repo} at {source.revision}: the Hub gave no files ({str(error).splitlines()[0]}); check the network, "
             "the repository's name and commit, and, if it is gated, that HF_TOKEN is set"

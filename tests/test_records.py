@@ -1,8 +1,12 @@
 """Records: same content, same bytes, and never a half-written file."""
 
+import subprocess
+import sys
+
 import pytest
 
 from stages import InputError
+from tests.tiny import ROOT
 from stages.records import read_json, read_parquet, replacing, write_csv, write_json, write_parquet
 
 
@@ -47,3 +51,19 @@ def test_broken_files_are_named(tmp_path):
         read_json(tmp_path / "a")
     with pytest.raises(InputError, match=r"a: not a Parquet file.*dvc checkout"):
         read_parquet(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("main", "expected"),
+    [
+        ("open('/dev/full', 'w').write('x' * 100_000)", "the disk is full"),
+        ("__import__('safetensors.numpy').numpy.save_file({'a': __import__('numpy').ones(10**6)}, '/dev/full')", "the disk is full"),
+        ("open('models/base/config.json')", "models/base/config.json: no such file; `dvc checkout` restores it"),
+    ],
+)
+def test_a_command_ends_in_one_message(main, expected):
+    """/dev/full is a real device on which every write fails for lack of space."""
+    code = f"from stages import command\ncommand(lambda: {main})"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    assert result.returncode == 1 and result.stderr.startswith("error: ") and expected in result.stderr
+    assert "Traceback" not in result.stderr and result.stderr.count("\n") == 1

@@ -3,6 +3,9 @@
 import hashlib
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 
@@ -12,6 +15,7 @@ from stages import InputError
 from stages.params import LocalSource, PypiSource, SftData
 from stages.records import read_parquet
 from stages.sources import fetch_tables, fetched, read_rows
+from tests.tiny import ROOT
 
 
 @pytest.fixture
@@ -102,6 +106,19 @@ def test_no_network(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match=r"some-rows==1\.0: pip could not download it .*check the network"), fetched(source("0" * 64)):
         pass
+
+
+def test_no_hub():
+    """In a process of its own: the Hub client reads its settings when it is imported."""
+    code = (
+        "from stages import command, sources\nfrom stages.params import HubSource\n"
+        "source = HubSource(kind='hub', repo='some/rows', repo_type='dataset', revision='0' * 40, files=['*.json'])\n"
+        "command(lambda: sources.fetched(source).__enter__())"
+    )
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, capture_output=True)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert f"error: some/rows at {'0' * 40}: the Hub gave no files" in result.stderr and "check the network" in result.stderr
 
 
 def test_a_member_cannot_leave_the_folder(index, tmp_path):
