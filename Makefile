@@ -4,7 +4,6 @@
 PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-export DVC_NO_ANALYTICS := 1
 
 .PHONY: repro test setup
 
@@ -19,11 +18,13 @@ test: setup
 	@echo "== done: all tests passed"
 
 setup: $(VENV)/.installed
+	@install -d -m 700 .dvc/site
+	@printf '[core]\n    site_cache_dir = %s\n' '$(CURDIR)/.dvc/site' > .dvc/config.local
 
 $(VENV)/.installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: found Python %d.%d, expected 3.11 or newer; set PYTHON=/path/to/python3.11" % sys.version_info[:2])'
 	@echo "== setting up $(VENV) with $$($(PYTHON) --version): a few minutes, several GB with CUDA"
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --progress-bar on -r requirements.lock
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.lock
 	@touch $@
 	@echo "== set up"

@@ -12,6 +12,8 @@ from collections.abc import Callable
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# without it cuBLAS may sum in another order from run to run
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 class InputError(ValueError):
@@ -26,9 +28,17 @@ def command(main: Callable[[], None]) -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     except FileNotFoundError as error:
-        sys.exit(f"error: {error.filename}: no such file; `dvc checkout` restores it, `dvc repro` makes it anew")
+        sys.exit(f"error: {error.filename or error}: no such file; `dvc checkout` restores it, `dvc repro` makes it anew")
     except Exception as error:
-        # each library says it in an exception of its own, but all with the system's words
-        if "No space left on device" not in str(error):
+        if not disk_full(error):
             raise
-        sys.exit(f"error: {os.getcwd()}: the disk is full ({error}); free space, then `dvc checkout` and `dvc repro`")
+        sys.exit(f"error: {os.getcwd()}: the disk is full ({error}); free space, then `dvc repro` (`dvc checkout` restores what was there)")
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Each library says it in an exception of its own, at times behind another, but with the system's words."""
+    while error is not None:
+        if "No space left on device" in str(error) or "Not enough disk space" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -22,7 +22,7 @@ CURVE = {
     "logps_chosen": "logps/chosen", "logps_rejected": "logps/rejected",
 }  # fmt: skip
 MEASURED_PAIRS = 512
-"""Training pairs that the measure after training takes, the first so many."""
+"""Training pairs that are measured before and after, the first so many."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1}
 """Largest difference, in nats an answer, between the policy before training and the cached reference."""
 
@@ -57,10 +57,11 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
             trainer = CachedReferenceTrainer(model, args=config, train_dataset=train, processing_class=tokenizer, callbacks=[times])
         # the trainer's own frozen copy of the adapter, which the cached log-probs replace
         model.delete_adapter("ref")
-        before = {"held_out": rewards(trainer, held_out, settings, "held-out pairs before")}
-        check_start(before["held_out"]["difference"], settings.model.dtype, paths)
+        measured = {"train": train.take(min(MEASURED_PAIRS, len(train))), "held_out": held_out}
+        before = {part: rewards(trainer, rows, settings, f"{part} pairs before") for part, rows in measured.items()}
+        check_start(max(values["difference"] for values in before.values()), settings.model.dtype, paths)
         trainer.train()
-        after = {part: rewards(trainer, rows, settings, f"{part} pairs after") for part, rows in (("train", train.take(min(MEASURED_PAIRS, len(train)))), ("held_out", held_out))}
+        after = {part: rewards(trainer, rows, settings, f"{part} pairs after") for part, rows in measured.items()}
     if launch.is_main():
         rows = training.curve(trainer.state.log_history, CURVE)
         modeling.save_adapter(trainer.accelerator.unwrap_model(trainer.model), tokenizer, paths.out)

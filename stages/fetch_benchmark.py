@@ -14,19 +14,20 @@ from typing import Any
 import pyarrow as pa
 
 from stages import InputError, command, params
-from stages.records import read_parquet, write_parquet
+from stages.records import filling, read_parquet, write_parquet
 from stages.sources import fetched
 
 
 def run(name: str, benchmark: params.Benchmark, out: Path) -> None:
     with fetched(benchmark.source) as path:
         splits = READERS[benchmark.format](path, benchmark.split)
-    for needed in {benchmark.split} | ({benchmark.fewshot_split} if benchmark.num_fewshot else set()):
+    for needed in (benchmark.split, benchmark.fewshot_split):
         if not splits.get(needed):
             raise InputError(f"benchmarks.{name}: no rows for split {needed!r}, found {sorted(splits)}; correct source, split or fewshot_split")
-    for split, rows in splits.items():
-        write_parquet(out / f"{split}.parquet", rows)
-        print(f"{name}: {len(rows):,} rows in {split}")
+    with filling(out) as folder:
+        for split, rows in splits.items():
+            write_parquet(folder / f"{split}.parquet", rows)
+            print(f"{name}: {len(rows):,} rows in {split}")
 
 
 def hub(path: Path, split: str) -> dict[str, list[dict[str, Any]]]:

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from stages import InputError, command, params
+from stages.records import filling
 from stages.sources import fetched
 
 MODEL_FILES = (
@@ -19,16 +20,15 @@ MODEL_FILES = (
 
 
 def run(model: params.Model, out: Path) -> None:
-    with fetched(model.source) as path:
+    with fetched(model.source) as path, filling(out) as folder:
         if path.suffix == ".gguf":
-            convert_gguf(path, out)
+            convert_gguf(path, folder)
         else:
-            copy_checkpoint(path, out)
-    check(out)
+            copy_checkpoint(path, folder)
+        check(folder, source=path)
 
 
 def copy_checkpoint(folder: Path, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     for pattern in MODEL_FILES:
         for file in sorted(folder.glob(pattern)):
             shutil.copyfile(file, out / file.name)
@@ -62,12 +62,12 @@ def digits_first(tokenizer) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
 
 
-def check(out: Path) -> None:
+def check(out: Path, source: Path) -> None:
     """Fail on a folder that no later stage could load."""
-    for pattern in ("config.json", "*.safetensors", "tokenizer*"):
+    for pattern in ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json"):
         if not list(out.glob(pattern)):
-            found = sorted(file.name for file in out.iterdir()) if out.exists() else []
-            raise InputError(f"{out}: no {pattern} among {found}; model.source must hold a safetensors or GGUF checkpoint with its tokenizer")
+            found = sorted(file.name for file in out.iterdir())
+            raise InputError(f"{source}: no {pattern} among {found}; model.source must hold a safetensors or GGUF checkpoint with its tokenizer")
 
 
 def main() -> None:

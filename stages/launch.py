@@ -1,6 +1,6 @@
 """Decide how a training stage runs: in this process, or on every GPU under `accelerate launch` with DeepSpeed.
 
-The number of devices is found, not configured, and changes no result. `REPROTUNE_PROCESSES=2` splits a run on a
+The number of devices is found, not configured; beyond rounding and the draw of dropout it changes no result. `REPROTUNE_PROCESSES=2` splits a run on a
 machine without GPUs over as many processes.
 """
 
@@ -27,7 +27,9 @@ def relaunched(module: str, config: Path) -> bool:
     where = [] if torch.cuda.is_available() else ["--cpu"]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *where, "--num_processes", str(count)]
     print(f"{module}: {count} processes under accelerate and DeepSpeed ({config})", flush=True)
-    subprocess.run([*launcher, "--module", module, *sys.argv[1:]], check=True)
+    status = subprocess.run([*launcher, "--module", module, *sys.argv[1:]]).returncode
+    if status:
+        sys.exit(status)
     return True
 
 

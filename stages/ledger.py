@@ -8,14 +8,18 @@ from stages.params import Tokenize
 
 
 class Ledger:
-    """Counts what becomes of each raw row: raw = duplicate + overlong + over_limit + train + held_out."""
+    """Counts what becomes of each raw row: raw = empty + duplicate + overlong + over_limit + train + held_out."""
 
     def __init__(self, section: str) -> None:
         self.section = section
         self.record: dict[str, int | float] = dict.fromkeys(
-            ("rows_raw", "rows_duplicate", "rows_overlong", "rows_over_limit", "rows_train", "rows_held_out", "tokens_raw"), 0
+            ("rows_raw", "rows_empty", "rows_duplicate", "rows_overlong", "rows_over_limit", "rows_train", "rows_held_out", "tokens_raw"), 0
         )
         self.seen: set[str] = set()
+
+    def drop_empty(self) -> None:
+        self.record["rows_raw"] += 1
+        self.record["rows_empty"] += 1
 
     def takes(self, content: str, tokens: int, max_length: int) -> bool:
         """Count a row; False if an equal one came before it or it is longer than max_length tokens."""
@@ -31,16 +35,17 @@ class Ledger:
         return True
 
     def finished(self, max_dropped: float) -> dict[str, int | float]:
-        """The record, once the share of overlong rows is within the budget and the sum comes out."""
+        """The record, once the share of empty and overlong rows is within the budget and the sum comes out."""
         record = self.record
-        counted = sum(record[f"rows_{reason}"] for reason in ("duplicate", "overlong", "over_limit", "train", "held_out"))
+        counted = sum(record[f"rows_{reason}"] for reason in ("empty", "duplicate", "overlong", "over_limit", "train", "held_out"))
         assert record["rows_raw"] == counted, record
-        record["share_dropped"] = record["rows_overlong"] / record["rows_raw"]
+        dropped = record["rows_empty"] + record["rows_overlong"]
+        record["share_dropped"] = dropped / record["rows_raw"]
         if record["share_dropped"] > max_dropped:
             raise InputError(
-                f"{self.section}.max_dropped: {record['rows_overlong']} of {record['rows_raw']} rows "
-                f"({record['share_dropped']:.1%}) are longer than {self.section}.max_length, expected at most {max_dropped:.1%}; "
-                "raise max_length, or the budget"
+                f"{self.section}.max_dropped: {dropped} of {record['rows_raw']} rows ({record['share_dropped']:.1%}) are dropped, "
+                f"{record['rows_empty']} as empty and {record['rows_overlong']} as longer than {self.section}.max_length, "
+                f"expected at most {max_dropped:.1%}; raise max_length, or the budget"
             )
         return record
 

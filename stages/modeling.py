@@ -1,14 +1,13 @@
 """The base model, adapters on it, and what training and scoring both compute with them.
 
 The base is loaded the same way everywhere, quantized or not: what is scored is what was trained. Adapters are kept in
-float32, in memory and on disk: TRL would round those on a quantized base to bfloat16, and the reference, the first
-DPO step and a resumed run would then each see another model.
+float32: TRL would round those on a quantized base to bfloat16, and the reference, the first DPO step and a resumed run
+would then each see another model.
 """
 
 import ctypes
-import json
+import os
 import platform
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,16 +20,19 @@ import torch
 with patch.object(torch, "compile", lambda function=None, **_: function or (lambda wrapped: wrapped)):
     import bitsandbytes  # noqa: F401
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from stages import InputError
 from stages.params import Lora, Model
-from stages.records import write_json
+from stages.records import filling, read_json, write_json
 
 
 def start(seed: int) -> None:
     """Same seed, same bytes: fix every generator, and make torch choose kernels that repeat."""
     keep_freed_memory()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
     set_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
@@ -49,7 +51,8 @@ def keep_freed_memory() -> None:
 
 
 def device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """This process's own GPU under a launcher, the first one otherwise, the CPU where there is none."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def load_base(base: Path, model: Model) -> PreTrainedModel:
@@ -74,9 +77,7 @@ def load_base(base: Path, model: Model) -> PreTrainedModel:
             local_files_only=True,
             use_safetensors=True,
         )
-    except Exception as error:
-        if not isinstance(error, OSError | ValueError) and type(error).__name__ != "SafetensorError":
-            raise
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{base}: the model could not be loaded ({reason}); `dvc checkout {base}` restores it") from error
     loaded.config.use_cache = False
@@ -97,9 +98,7 @@ def add_adapter(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
 def load_adapter(base: PreTrainedModel, adapter: Path, trainable: bool = False) -> PeftModel:
     try:
         return PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable, local_files_only=True)
-    except Exception as error:
-        if not isinstance(error, OSError | ValueError | RuntimeError) and type(error).__name__ != "SafetensorError":
-            raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{adapter}: the adapter could not be loaded ({reason}); `dvc checkout {adapter}` restores it") from error
 
@@ -118,13 +117,12 @@ def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, out: Path
     """Write the adapter, its tokenizer and a generation config that stops at the end of a turn.
 
     `target_modules` is a set, whose order differs from process to process, so the config is written anew in order; the
-    pickle and the model card that the libraries would leave are not written.
+    library's empty model card is not kept.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".adapter-") as folder:
+    with filling(out) as folder:
         model.save_pretrained(folder, selected_adapters=["default"])
-        config = json.loads((Path(folder) / "adapter_config.json").read_text())
-        (Path(folder) / "adapter_model.safetensors").replace(out / "adapter_model.safetensors")
-    write_json(out / "adapter_config.json", {key: sorted(value) if isinstance(value, list) else value for key, value in config.items()})
-    tokenizer.save_pretrained(out)
-    write_json(out / "generation_config.json", {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id})
+        (folder / "README.md").unlink(missing_ok=True)
+        config = read_json(folder / "adapter_config.json")
+        write_json(folder / "adapter_config.json", {key: sorted(value) if isinstance(value, list) else value for key, value in config.items()})
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "generation_config.json", {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id})

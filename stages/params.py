@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
@@ -39,6 +40,15 @@ def sha256(digest: str) -> str:
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def known_keys(cls, content: Any) -> Any:
+        """Refuse an unknown key with the list of known ones, which pydantic's own error does not give."""
+        unknown = [key for key in content if key not in cls.model_fields] if isinstance(content, dict) else []
+        if unknown:
+            raise PydanticCustomError("unknown_key", "unknown key", {"key": unknown[0], "known": ", ".join(cls.model_fields)})
+        return content
 
 
 class HubSource(Section):
@@ -178,6 +188,8 @@ class Benchmark(Section):
 
 class Report(Section):
     title: Annotated[str, Field(min_length=1)]
+    note: str | None
+    """What a reader must know to read the numbers; stands under the title."""
 
 
 class Params(Section):
@@ -261,29 +273,12 @@ def problem(content: Any, error: Mapping[str, Any]) -> str:
     key = ".".join(keys)
     if error["type"] == "missing":
         return f"{key}: missing; expected a value, there are no defaults"
-    if error["type"] == "extra_forbidden":
-        known = sorted(model_at(keys[:-1]).model_fields)
-        return f"{key}: found {here!r} under an unknown key; expected one of {', '.join(known)}"
+    if error["type"] == "unknown_key":
+        unknown = error["ctx"]["key"]
+        return f"{'.'.join([*keys, str(unknown)])}: found {here[unknown]!r} under an unknown key; expected one of {error['ctx']['known']}"
     expected = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     expected = expected if expected.startswith("expected") else f"expected {expected[0].lower()}{expected[1:]}"
     return f"{key}: found {here!r}, {expected}"
-
-
-def model_at(keys: list[str]) -> type[Section]:
-    """The section's model at a path of keys, for the list of keys it knows."""
-    model: Any = Params
-    for key in keys:
-        annotation = model.model_fields[key].annotation if isinstance(model, type) else model
-        candidates = [item for item in walk(annotation) if isinstance(item, type) and issubclass(item, Section)]
-        model = candidates[0] if len(candidates) == 1 else annotation
-        if isinstance(model, type) and issubclass(model, Section):
-            continue
-    return model
-
-
-def walk(annotation: Any) -> list[Any]:
-    arguments = getattr(annotation, "__args__", ())
-    return [annotation, *(item for argument in arguments for item in walk(argument))]
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,20 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `folder` to write to; on success it takes `folder`'s place, on error it is removed."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def rounded(value: Any) -> Any:
@@ -71,7 +86,10 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: list[str])
 
 
 def write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | None = None) -> None:
-    """Write one row a dict. Without `schema`, pyarrow infers one from all rows and a mixed column is an error."""
+    """Write one row a dict. Without `schema`, types follow from all rows; a mixed column is an error, a missing key a null."""
+    if schema is None:
+        columns = dict.fromkeys(key for row in rows for key in row)
+        rows = [{key: row.get(key) for key in columns} for row in rows]
     with replacing(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
 
@@ -79,5 +97,7 @@ def write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | No
 def read_parquet(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
-    except pa.ArrowInvalid as error:
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a Parquet file ({error}); `dvc checkout` restores it, `dvc repro` makes it anew") from error

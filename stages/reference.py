@@ -11,7 +11,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from stages import command, modeling, params, training
 from stages.chat import load_tokenizer
-from stages.records import write_parquet
+from stages.records import filling, write_parquet
 
 
 def run(settings: params.Params, paths: argparse.Namespace) -> None:
@@ -20,11 +20,12 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     base = modeling.load_base(paths.base, settings.model)
     add_fused_lm_head(base)
     model = modeling.load_adapter(base, paths.adapter)
-    for part in ("train", "held_out"):
-        rows = training.dataset(paths.data / f"{part}.parquet")
-        found = training.pair_log_probs(model, rows, tokenizer.pad_token_id, settings.reference.batch_size, f"reference log-probs, {part}")
-        pairs = zip(found["chosen"], found["rejected"], strict=True)
-        write_parquet(paths.out / f"{part}.parquet", [{"ref_chosen_logps": c, "ref_rejected_logps": r} for c, r in pairs])
+    with filling(paths.out) as folder:
+        for part in ("train", "held_out"):
+            rows = training.dataset(paths.data / f"{part}.parquet")
+            found = training.pair_log_probs(model, rows, tokenizer.pad_token_id, settings.reference.batch_size, f"reference log-probs, {part}")
+            pairs = zip(found["chosen"], found["rejected"], strict=True)
+            write_parquet(folder / f"{part}.parquet", [{"ref_chosen_logps": c, "ref_rejected_logps": r} for c, r in pairs])
 
 
 def main() -> None:

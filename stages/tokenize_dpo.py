@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stages import command, params
 from stages.chat import PREFERENCE_FORMATS, conversations, load_tokenizer, tokenize_pair
-from stages.records import read_parquet, write_json, write_parquet
+from stages.records import filling, read_parquet, write_json, write_parquet
 from stages.ledger import Ledger, split
 
 
@@ -20,16 +20,21 @@ def run(settings: params.Params, raw: Path, base: Path, templates: Path, out: Pa
     for source in settings.data.preferences:
         file = raw / f"{source.name}.parquet"
         for pair in conversations(read_parquet(file).to_pylist(), PREFERENCE_FORMATS[source.format], file):
+            if pair is None:
+                ledger.drop_empty()
+                continue
             row = tokenize_pair(tokenizer, *pair)
             length = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
             if ledger.takes(repr(pair), length, section.max_length):
                 rows.append(row)
     train, held_out = split(rows, section, settings.seed, ledger)
-    write_parquet(out / "train.parquet", train)
-    write_parquet(out / "held_out.parquet", held_out)
     for key in ("prompt", "chosen", "rejected"):
         ledger.record[f"tokens_{key}"] = sum(len(row[f"{key}_ids"]) for row in train + held_out)
-    write_json(metrics, ledger.finished(section.max_dropped))
+    record = ledger.finished(section.max_dropped)
+    with filling(out) as folder:
+        write_parquet(folder / "train.parquet", train)
+        write_parquet(folder / "held_out.parquet", held_out)
+    write_json(metrics, record)
 
 
 def main() -> None:

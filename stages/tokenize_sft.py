@@ -12,7 +12,7 @@ from trl import pack_dataset
 
 from stages import command, params
 from stages.chat import IGNORED, SFT_FORMATS, conversations, load_tokenizer, tokenize
-from stages.records import read_parquet, write_json, write_parquet
+from stages.records import filling, read_parquet, write_json, write_parquet
 from stages.ledger import Ledger, split
 
 
@@ -23,15 +23,20 @@ def run(settings: params.Params, raw: Path, base: Path, templates: Path, out: Pa
     for source in settings.data.sft:
         file = raw / f"{source.name}.parquet"
         for conversation in conversations(read_parquet(file).to_pylist(), SFT_FORMATS[source.format], file):
+            if conversation is None:
+                ledger.drop_empty()
+                continue
             ids, labels = tokenize(tokenizer, conversation)
             if ledger.takes(repr(conversation), len(ids), section.max_length):
                 rows.append({"input_ids": ids, "labels": labels})
     train, held_out = split(rows, section, settings.seed, ledger)
-    write(packed(train, section), out / "train.parquet")
-    write(packed(held_out, section), out / "held_out.parquet")
     ledger.record["tokens_kept"] = sum(len(row["input_ids"]) for row in train + held_out)
     ledger.record["tokens_with_labels"] = sum(label != IGNORED for row in train + held_out for label in row["labels"])
-    write_json(metrics, ledger.finished(section.max_dropped))
+    record = ledger.finished(section.max_dropped)
+    with filling(out) as folder:
+        write(packed(train, section), folder / "train.parquet")
+        write(packed(held_out, section), folder / "held_out.parquet")
+    write_json(metrics, record)
 
 
 def packed(rows: list[dict], section: params.TokenizeSft) -> datasets.Dataset:

@@ -4,6 +4,8 @@ A global batch is split over devices and accumulation steps as the machine allow
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ from peft import PeftModel
 from tqdm import tqdm
 from transformers import TrainerCallback
 from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from stages import InputError
+from stages.chat import IGNORED
 from stages.params import Training
 from stages.records import read_parquet, write_csv
 
@@ -36,7 +40,6 @@ def arguments(settings: Training, dtype: str, seed: int, folder: str, processes:
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "per_device_train_batch_size": settings.micro_batch_size,
-        "per_device_eval_batch_size": settings.micro_batch_size,
         "gradient_accumulation_steps": settings.global_batch_size // rows_at_once,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.lr_scheduler,
@@ -88,7 +91,30 @@ def write_curves(rows: list[dict[str, float]], seconds: list[float], curves: Pat
     write_csv(speed, speeds, ["step", "seconds", "tokens_per_second"])
 
 
-@torch.no_grad()
+@contextmanager
+def measuring(model: PeftModel) -> Iterator[None]:
+    """No gradients, no dropout, and the arithmetic of training: bfloat16 where the model is in it."""
+    training = model.training
+    model.eval()
+    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
+        yield
+    model.train(training)
+
+
+def loss_per_token(model: PeftModel, rows: datasets.Dataset, pad_token_id: int, batch_size: int, label: str) -> float:
+    """Mean negative log-likelihood, in nats, of the labelled tokens of packed rows. Each process computes all of it."""
+    collate = DataCollatorForLanguageModeling(pad_token_id, padding_free=True)
+    total, count = 0.0, 0
+    with measuring(model):
+        for start in tqdm(range(0, len(rows), batch_size), desc=label, unit="batch"):
+            batch = collate([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
+            inputs = {key: value.to(model.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+            outputs = model(**inputs, fused_lm_head=True)
+            total -= float(outputs.log_probs.double().sum())
+            count += int(outputs.label_mask.sum())
+    return total / count
+
+
 def pair_log_probs(model: PeftModel, rows: datasets.Dataset, pad_token_id: int, batch_size: int, label: str) -> dict[str, list[float]]:
     """Summed log-probs, in nats, of each pair's chosen and rejected answer given its prompt, in the order of `rows`.
 
@@ -98,17 +124,13 @@ def pair_log_probs(model: PeftModel, rows: datasets.Dataset, pad_token_id: int, 
     length = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: (length[index], index))
     found: dict[str, list[float]] = {"chosen": [0.0] * len(rows), "rejected": [0.0] * len(rows)}
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    for start in tqdm(range(0, len(rows), batch_size), desc=label, unit="batch"):
-        indices = order[start : start + batch_size]
-        batch = {key: value.to(device) for key, value in collate([rows[index] for index in indices]).items()}
-        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-        with torch.autocast(device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
+    with measuring(model):
+        for start in tqdm(range(0, len(rows), batch_size), desc=label, unit="batch"):
+            indices = order[start : start + batch_size]
+            batch = {key: value.to(model.device) for key, value in collate([rows[index] for index in indices]).items()}
+            labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
             log_probs = model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels, fused_lm_head=True).log_probs
-        chosen, rejected = log_probs.float().sum(dim=1).tolist(), None
-        chosen, rejected = chosen[: len(indices)], chosen[len(indices) :]
-        for position, index in enumerate(indices):
-            found["chosen"][index], found["rejected"][index] = chosen[position], rejected[position]
-    model.train(training)
+            sums = log_probs.float().sum(dim=1).tolist()
+            for position, index in enumerate(indices):
+                found["chosen"][index], found["rejected"][index] = sums[position], sums[len(indices) + position]
     return found

@@ -64,7 +64,7 @@ def test_ultrafeedback_needs_one_prompt():
     ("row", "expected"),
     [
         ({"instruction": "x", "input": ""}, "no key 'output'"),
-        ({"instruction": "x", "input": "", "output": ""}, "`output` is ''"),
+        ({"instruction": "x", "input": "", "output": None}, "`output` is None"),
         ({"instruction": 3, "input": "", "output": "y"}, "`instruction` is 3"),
     ],
 )

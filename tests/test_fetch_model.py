@@ -68,7 +68,7 @@ def test_a_source_without_weights_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")
     content = DEFAULT.model.model_copy(update={"source": LocalSource(kind="local", path=str(tmp_path / "empty"))})
-    with pytest.raises(InputError, match=r"no \*\.safetensors among \['config\.json'\]"):
+    with pytest.raises(InputError, match=r"empty: no \*\.safetensors among \['config\.json'\]"):
         fetch_model.run(content, tmp_path / "base")
 
 

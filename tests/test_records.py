@@ -7,7 +7,7 @@ import pytest
 
 from stages import InputError
 from tests.tiny import ROOT
-from stages.records import read_json, read_parquet, replacing, write_csv, write_json, write_parquet
+from stages.records import filling, read_json, read_parquet, replacing, write_csv, write_json, write_parquet
 
 
 def test_json_is_sorted_rounded_and_ends_in_a_newline(tmp_path):
@@ -45,6 +45,21 @@ def test_parquet_bytes_repeat(tmp_path):
     assert read_parquet(tmp_path / "one").to_pylist() == rows
 
 
+def test_a_key_that_the_first_row_lacks_is_kept(tmp_path):
+    write_parquet(tmp_path / "a", [{"x": 1}, {"x": 2, "y": "late"}])
+    assert read_parquet(tmp_path / "a").to_pylist() == [{"x": 1, "y": None}, {"x": 2, "y": "late"}]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    with filling(tmp_path / "out") as folder:
+        (folder / "a").write_text("first")
+    with pytest.raises(KeyboardInterrupt), filling(tmp_path / "out") as folder:
+        (folder / "a").write_text("second")
+        raise KeyboardInterrupt
+    assert (tmp_path / "out" / "a").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_broken_files_are_named(tmp_path):
     (tmp_path / "a").write_text("{")
     with pytest.raises(InputError, match=r"a: not a JSON file"):
@@ -57,7 +72,7 @@ def test_broken_files_are_named(tmp_path):
     ("main", "expected"),
     [
         ("open('/dev/full', 'w').write('x' * 100_000)", "the disk is full"),
-        ("__import__('safetensors.numpy').numpy.save_file({'a': __import__('numpy').ones(10**6)}, '/dev/full')", "the disk is full"),
+        ("__import__('pandas').DataFrame({'a': range(10**6)}).to_parquet('/dev/full')", "the disk is full"),
         ("open('models/base/config.json')", "models/base/config.json: no such file; `dvc checkout` restores it"),
     ],
 )

@@ -8,7 +8,7 @@ from tests.test_compare import write_scores
 
 SFT = {"held_out_loss_before": 2.0, "held_out_loss_after": 1.5, "held_out_tokens": 99, "train_loss_first": 2.1, "train_loss_last": 1.4, "train_rows": 7, "train_tokens": 1234.0, "steps": 5}
 PART = {"pairs": 4, "reward_margin_before": 0.0, "reward_margin_after": 0.125, "reward_accuracy_before": 0.5, "reward_accuracy_after": 0.75, "loss_before": 0.6931, "loss_after": 0.6}
-DATA = {"rows_raw": 10, "rows_duplicate": 1, "rows_overlong": 1, "rows_over_limit": 2, "rows_train": 4, "rows_held_out": 2}
+DATA = {"rows_raw": 10, "rows_empty": 0, "rows_duplicate": 1, "rows_overlong": 1, "rows_over_limit": 2, "rows_train": 4, "rows_held_out": 2}
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_the_numbers_are_those_of_the_metrics(metrics, settings, tmp_path):
             assert f"{100 * value['score']:.1f} ± {100 * 1.96 * value['stderr']:.1f}" in text, name
     assert "| SFT loss, held-out | 2.0000 | 1.5000 | 99 tokens |" in text
     assert "| DPO reward accuracy, held-out pairs | 0.5000 | 0.7500 | 4 pairs |" in text
-    assert "| SFT | 10 | 1 | 1 | 2 | 4 | 2 |" in text
+    assert "| SFT | 10 | 0 | 1 | 1 | 2 | 4 | 2 |" in text
 
 
 def test_only_supported_differences_are_called_gains(metrics, settings, tmp_path):

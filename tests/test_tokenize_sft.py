@@ -39,14 +39,16 @@ def test_every_example_is_whole_and_there_once(packing, settings, model, tokeniz
 
 def test_the_ledger_counts_every_row(settings, model, tmp_path):
     long = {"instruction": "say it", "input": "", "output": "red cat " * 100}
-    rows = alpaca_rows() + alpaca_rows()[:5] + [long]
+    empty = {"instruction": "say nothing", "input": "", "output": " "}
+    rows = [*alpaca_rows(), *alpaca_rows()[:5], long, empty]
+    settings = changed(settings, {"tokenize.sft.max_dropped": 0.05})
     ledger = steps.tokenize_sft(settings, model, rows, tmp_path)
-    reasons = {key: ledger[f"rows_{key}"] for key in ("raw", "duplicate", "overlong", "over_limit", "train", "held_out")}
-    assert reasons == {"raw": 46, "duplicate": 5, "overlong": 1, "over_limit": 4, "train": 30, "held_out": 6}
+    reasons = {key: ledger[f"rows_{key}"] for key in ("raw", "empty", "duplicate", "overlong", "over_limit", "train", "held_out")}
+    assert reasons == {"raw": 47, "empty": 1, "duplicate": 5, "overlong": 1, "over_limit": 4, "train": 30, "held_out": 6}
 
 
 def test_too_many_dropped_rows_fail_the_stage(settings, model, tmp_path):
-    settings = changed(settings, {"tokenize.sft.max_length": 45, "tokenize.sft.limit": 8})
+    settings = changed(settings, {"tokenize.sft.max_length": 30, "tokenize.sft.limit": 8})
     with pytest.raises(InputError, match=r"tokenize\.sft\.max_dropped: \d+ of 40 rows .* expected at most 5\.0%; raise max_length"):
         steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
     assert not (tmp_path / "sft_data.json").exists()
