@@ -71,7 +71,7 @@ def test_broken_files_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("main", "expected"),
     [
-        ("open('/dev/full', 'w').write('x' * 100_000)", "the disk is full"),
+        ("__import__('pathlib').Path('/dev/full').write_text('x' * 100_000)", "the disk is full"),
         ("__import__('pandas').DataFrame({'a': range(10**6)}).to_parquet('/dev/full')", "the disk is full"),
         ("open('models/base/config.json')", "models/base/config.json: no such file; `dvc checkout` restores it"),
     ],
