@@ -67,6 +67,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
         modeling.save_adapter(trainer.accelerator.unwrap_model(trainer.model), tokenizer, paths.out)
         training.write_curves(rows, times.seconds, paths.curves, paths.speed)
         write_json(paths.metrics, summary(rows, before, after))
+    trainer.accelerator.end_training()
 
 
 def with_reference(paths: argparse.Namespace, part: str) -> datasets.Dataset:

@@ -9,6 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+LAUNCHED = "REPROTUNE_LAUNCHED"
+"""Set in the processes that the launcher starts, so that they do the work."""
+
 
 def processes() -> int:
     """How many processes share the training: one a GPU, and one without."""
@@ -20,14 +23,12 @@ def processes() -> int:
 def relaunched(module: str, config: Path) -> bool:
     """Run `module` with this process's arguments on all devices and return True; False if this process is to do the work."""
     count = processes()
-    if count == 1 or "LOCAL_RANK" in os.environ:
+    if count == 1 or LAUNCHED in os.environ:
         return False
-    import torch
-
-    where = [] if torch.cuda.is_available() else ["--cpu"]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *where, "--num_processes", str(count)]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", str(count)]
     print(f"{module}: {count} processes under accelerate and DeepSpeed ({config})", flush=True)
-    status = subprocess.run([*launcher, "--module", module, *sys.argv[1:]]).returncode
+    command = [*launcher, "--module", module, *sys.argv[1:]]
+    status = subprocess.run(command, env=os.environ | {LAUNCHED: "1"}).returncode
     if status:
         sys.exit(status)
     return True

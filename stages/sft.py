@@ -44,6 +44,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
         modeling.save_adapter(policy, tokenizer, paths.out)
         training.write_curves(rows, times.seconds, paths.curves, paths.speed)
         write_json(paths.metrics, summary(rows, before, after, labelled(held_out), len(train)))
+    trainer.accelerator.end_training()
 
 
 def labelled(rows) -> int:
