@@ -43,7 +43,7 @@ BROKEN = {
     "bad digest": ("bcc81830d10ce7d9", "main", ["model.source.sha256: found 'main", "64 hex digits", "pip hash"]),
     "unknown benchmark": ("[arc_challenge,", "[arc_chalenge,", ["evaluate.benchmarks: found 'arc_chalenge'", "arc_challenge"]),
     "benchmark twice": ("[arc_challenge,", "[gsm8k, arc_challenge,", ["evaluate.benchmarks: found 'gsm8k' twice"]),
-    "batch does not divide": ("  micro_batch_size: 2", "  micro_batch_size: 3", ["dpo.global_batch_size: found 4", "multiple of dpo.micro_batch_size (3)"]),
+    "batch does not divide": ("  micro_batch_size: 1", "  micro_batch_size: 3", ["sft.global_batch_size: found 2", "multiple of sft.micro_batch_size (3)"]),
     "all held out": ("held_out: 4", "held_out: 200", ["tokenize.dpo.held_out: found 200", "less than tokenize.dpo.limit"]),
     "not yaml": ("seed: 42", "seed: [42", ["not YAML"]),
     "attention that cannot keep packed examples apart": ("attention: sdpa", "attention: eager", ["model.attention: found 'eager'", "packing"]),
