@@ -39,17 +39,17 @@ def save(figure: Figure, path: Path) -> None:
 
 def training_pipeline(steps: list[tuple[str, str]], path: Path) -> None:
     """A box for each (stage, what it did), with arrows between."""
-    figure = Figure(figsize=(7.2, 1.9), layout="constrained")
+    figure = Figure(figsize=(7.2, 1.2), layout="constrained")
     axes = figure.add_subplot()
     axes.set_axis_off()
     axes.set_xlim(0, len(steps))
     axes.set_ylim(0, 1)
     for index, (stage, text) in enumerate(steps):
         box = {"boxstyle": "round,pad=0.5", "facecolor": "#F2F2F2", "edgecolor": "#555555"}
-        axes.text(index + 0.5, 0.5, f"{stage}\n\n{text}", ha="center", va="center", fontsize=7, bbox=box, linespacing=1.3)
+        axes.text(index + 0.5, 0.5, f"{stage}\n\n{text}", ha="center", va="center", fontsize=6.5, bbox=box, linespacing=1.3)
         if index:
             arrow = {"arrowstyle": "-|>", "color": "#555555"}
-            axes.annotate("", xy=(index + 0.13, 0.5), xytext=(index - 0.13, 0.5), arrowprops=arrow)
+            axes.annotate("", xy=(index + 0.09, 0.5), xytext=(index - 0.07, 0.5), arrowprops=arrow)
     save(figure, path)
 
 
@@ -109,6 +109,7 @@ def radar_chart(scores: dict[str, Any], path: Path) -> None:
         values = [100 * scores[name][model]["score"] for name in names]
         axes.plot(np.append(angles, angles[0]), [*values, values[0]], color=COLORS[model], lw=1.5, label=LABELS[model])
     axes.set_xticks(angles, [pretty(name) for name in names])
+    axes.tick_params(axis="x", pad=10)
     axes.set_ylim(0, 100)
     axes.set_rlabel_position(90 / len(names))
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08))

@@ -15,6 +15,8 @@ from stages.records import read_json, write_text
 
 def run(settings: params.Params, metrics: Path, out: Path) -> None:
     summary = read_json(metrics / "summary.json")
+    order = [*settings.evaluate.benchmarks, "mean"]
+    summary |= {key: {name: summary[key][name] for name in order} for key in ("scores", "differences")}
     data = {name: read_json(metrics / "data" / f"{name}.json") for name in ("sft", "dpo")}
     train = {name: read_json(metrics / "train" / f"{name}.json") for name in ("sft", "dpo")}
     figures.training_pipeline(pipeline_steps(settings, data, train, summary), out / "training_pipeline.png")
