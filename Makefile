@@ -1,11 +1,12 @@
 # make repro    set up what is missing, then run what is stale (DVC decides), to the finished report
 # make test     set up what is missing, then run the tests
+# make soak     the tests that take minutes by their nature
 
 PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test setup
+.PHONY: repro test soak setup
 
 repro: setup
 	@echo "== dvc repro: running the stages that are stale"
@@ -16,6 +17,9 @@ test: setup
 	@echo "== pytest: the tests; the end-to-end one takes a few minutes"
 	@python -m pytest
 	@echo "== done: all tests passed"
+
+soak: setup
+	@python -m pytest -m soak
 
 setup: $(VENV)/.installed
 	@install -d -m 700 .dvc/site

@@ -1,85 +1,24 @@
-"""From a source's own rows to conversations, and from conversations to tokens and labels.
+"""From conversations to tokens and labels, through the run's chat template.
 
-A conversation is a list of {role, content} turns. Every assistant turn is trained on, its end-of-turn token included,
-and nothing else: prompt and answer are tokenized apart, so the tokens before an answer are those that the model sees
+Every assistant turn is trained on, its end-of-turn token included, and nothing else: what the template renders inside
+`{% generation %}`. Prompt and answer are tokenized apart, so the tokens before an answer are those that the model sees
 when it is asked to write one.
 """
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from stages import InputError
-
-Turn = dict[str, str]
-Conversation = list[Turn]
+from stages.formats import Conversation, Pair
 
 IGNORED = -100
 """The label of a token that is not trained on, as torch's cross entropy takes it."""
 
-
-def alpaca(row: dict[str, Any]) -> Conversation:
-    """{instruction, input, output}; the input, where there is one, follows the instruction after an empty line."""
-    prompt = text(row, "instruction")
-    if row.get("input"):
-        prompt = f"{prompt}\n\n{text(row, 'input')}"
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": text(row, "output")}]
-
-
-def sharegpt(row: dict[str, Any]) -> tuple[Conversation, Turn, Turn]:
-    """{conversations: [{from, value}], chosen: {from, value}, rejected: {from, value}}: prompt, chosen, rejected."""
-    return [sharegpt_turn(turn) for turn in row["conversations"]], sharegpt_turn(row["chosen"]), sharegpt_turn(row["rejected"])
-
-
-def sharegpt_turn(turn: dict[str, Any]) -> Turn:
-    roles = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-    if turn.get("from") not in roles:
-        raise ValueError(f"`from` is {turn.get('from')!r}, expected one of {sorted(roles)}")
-    return {"role": roles[turn["from"]], "content": text(turn, "value")}
-
-
-def ultrafeedback(row: dict[str, Any]) -> tuple[Conversation, Turn, Turn]:
-    """{chosen: [{role, content}], rejected: [{role, content}]}, two conversations that differ in their last turn."""
-    chosen, rejected = ([{"role": text(turn, "role"), "content": text(turn, "content")} for turn in row[key]] for key in ("chosen", "rejected"))
-    if chosen[:-1] != rejected[:-1]:
-        raise ValueError("`chosen` and `rejected` differ before their last turn, expected one prompt")
-    return chosen[:-1], chosen[-1], rejected[-1]
-
-
-SFT_FORMATS: dict[str, Callable[[dict[str, Any]], Conversation]] = {"alpaca": alpaca}
-PREFERENCE_FORMATS: dict[str, Callable[[dict[str, Any]], tuple[Conversation, Turn, Turn]]] = {
-    "sharegpt": sharegpt,
-    "ultrafeedback": ultrafeedback,
-}
-
-
-class EmptyText(ValueError):
-    """A text without content. Published data sets have some (28 rows of Alpaca), so the row is dropped and counted."""
-
-
-def text(row: dict[str, Any], key: str) -> str:
-    value = row[key]
-    if not isinstance(value, str):
-        raise ValueError(f"`{key}` is {value!r}, expected a text")
-    if not value.strip():
-        raise EmptyText(key)
-    return value
-
-
-def conversations(rows: list[dict[str, Any]], convert: Callable, file: Path) -> Iterator[Any]:
-    """Convert rows of one source file, an empty one to None; one without the format's shape is an error with its number."""
-    for number, row in enumerate(rows):
-        try:
-            yield convert(row)
-        except EmptyText:
-            yield None
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            found = f"no key {error}" if isinstance(error, KeyError) else str(error)
-            raise InputError(
-                f"{file}, row {number}: {found}; keys are {sorted(row)}; correct the source, or `format` in params.yaml ({convert.__name__})"
-            ) from error
+Span = tuple[int, int]
 
 
 def load_tokenizer(base: Path, template: Path) -> PreTrainedTokenizerBase:
@@ -93,11 +32,11 @@ def load_tokenizer(base: Path, template: Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         raise InputError(f"{base}: no tokenizer could be loaded ({str(error).splitlines()[0]}); `dvc checkout {base}` restores it") from error
     tokenizer.chat_template = template.read_text(encoding="utf-8")
-    ends = [tokenizer.pad_token, tokenizer.eos_token, tokenizer.unk_token]
+    tokens = [tokenizer.pad_token, tokenizer.eos_token, tokenizer.unk_token, *sorted(special_tokens(tokenizer))]
     tokenizer.eos_token = end_of_turn(tokenizer, template)
-    spare = [token for token in ends if token not in (None, tokenizer.eos_token)]
+    spare = [token for token in tokens if token not in (None, tokenizer.eos_token)]
     if not spare:
-        raise InputError(f"{base}: no token is left for padding: pad, eos and unk are {ends}; one must differ from end of turn")
+        raise InputError(f"{base}: no token is left for padding: the only special token is {tokenizer.eos_token!r}, which ends a turn")
     tokenizer.pad_token = spare[0]
     tokenizer.padding_side = "right"
     assert tokenizer.pad_token_id != tokenizer.eos_token_id, (tokenizer.pad_token, tokenizer.eos_token)
@@ -105,44 +44,81 @@ def load_tokenizer(base: Path, template: Path) -> PreTrainedTokenizerBase:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, template: Path) -> str:
-    """The token that the template writes behind an assistant's answer."""
-    answer = "x"
-    rendered = render(tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}])
-    prompt = render(tokenizer, [{"role": "user", "content": "x"}], add_generation_prompt=True)
-    token = rendered.removeprefix(prompt).removeprefix(answer).strip()
+    """The token that the template writes behind an assistant's answer.
+
+    Raises:
+        InputError: the template marks no answer, asks for one with other words than it renders, or ends it with no token.
+    """
+    user, answer = {"role": "user", "content": "x"}, "y"
+    (rendered, spans), = render(tokenizer, [[user, {"role": "assistant", "content": answer}]])
+    if len(spans) != 1:
+        raise InputError(f"{template}: {len(spans)} answers are marked in a conversation with one; put `{{% generation %}}` and `{{% endgeneration %}}` around it")
+    begin, end = spans[0]
+    prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+    if rendered[:begin] != prompt:
+        raise InputError(f"{template}: an answer is asked for with {prompt!r}, but follows {rendered[:begin]!r}; the two must be equal")
+    token = rendered[begin:end].removeprefix(answer)
     if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id) or len(tokenizer.encode(token, add_special_tokens=False)) != 1:
         raise InputError(f"{template}: an answer ends with {token!r}, expected one token of the base model's vocabulary")
     return token
 
 
-def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, add_generation_prompt: bool = False) -> str:
-    return tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=add_generation_prompt)
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """What may stand in no text that people wrote: it would be read as the end of a turn, or of everything."""
+    return {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, string: str) -> list[int]:
-    return tokenizer.encode(string, add_special_tokens=False)
+def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
+    return re.compile("|".join(re.escape(token) for token in sorted(special_tokens(tokenizer))) or r"(?!)")
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> tuple[list[int], list[int]]:
-    """Token ids and labels of a whole conversation; labels are IGNORED outside answers and their end-of-turn token."""
-    ids, labels, done = [], [], ""
-    for index, turn in enumerate(conversation):
-        if turn["role"] != "assistant":
-            continue
-        prompt = render(tokenizer, conversation[:index], add_generation_prompt=True)
-        answer = turn["content"] + tokenizer.eos_token
-        assert prompt.startswith(done), f"the template rewrites earlier turns: {prompt!r} does not continue {done!r}"
-        prompt_ids, answer_ids = encode(tokenizer, prompt[len(done) :]), encode(tokenizer, answer)
-        ids += prompt_ids + answer_ids
-        labels += [IGNORED] * len(prompt_ids) + answer_ids
-        done = prompt + answer
-    return ids, labels
+def render(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[tuple[str, list[Span]]]:
+    """Each conversation's text, and where in it the answers with their end-of-turn tokens stand."""
+    texts, spans = render_jinja_template(
+        list(conversations), chat_template=tokenizer.chat_template, return_assistant_tokens_mask=True, **tokenizer.special_tokens_map
+    )
+    return list(zip(texts, spans, strict=True))
 
 
-def tokenize_pair(tokenizer: PreTrainedTokenizerBase, prompt: Conversation, chosen: Turn, rejected: Turn) -> dict[str, list[int]]:
+def encode(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(list(strings), add_special_tokens=False)]
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[dict[str, list[int]]]:
+    """{input_ids, labels} of whole conversations; labels are IGNORED outside answers and their end-of-turn tokens."""
+    pieces, counts = [], []
+    for text, spans in render(tokenizer, conversations):
+        done = 0
+        for begin, end in spans:
+            pieces += [text[done:begin], text[begin:end]]
+            done = end
+        counts.append(len(spans))
+    encoded = iter(encode(tokenizer, pieces))
+    rows = []
+    for count in counts:
+        ids: list[int] = []
+        labels: list[int] = []
+        for _ in range(count):
+            prompt, answer = next(encoded), next(encoded)
+            ids += prompt + answer
+            labels += [IGNORED] * len(prompt) + answer
+        rows.append({"input_ids": ids, "labels": labels})
+    return rows
+
+
+def tokenize_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[dict[str, list[int]]]:
     """{prompt_ids, chosen_ids, rejected_ids}; both answers end with the end-of-turn token."""
-    return {
-        "prompt_ids": encode(tokenizer, render(tokenizer, prompt, add_generation_prompt=True)),
-        "chosen_ids": encode(tokenizer, chosen["content"] + tokenizer.eos_token),
-        "rejected_ids": encode(tokenizer, rejected["content"] + tokenizer.eos_token),
-    }
+    pieces = []
+    for (text, spans), (other, other_spans) in zip(
+        render(tokenizer, [[*prompt, chosen] for prompt, chosen, _ in pairs]),
+        render(tokenizer, [[*prompt, rejected] for prompt, _, rejected in pairs]),
+        strict=True,
+    ):
+        (begin, end), (other_begin, other_end) = spans[-1], other_spans[-1]
+        assert text[:begin] == other[:other_begin], f"the template lets an answer change its prompt: {text[:begin]!r} is not {other[:other_begin]!r}"
+        pieces += [text[:begin], text[begin:end], other[other_begin:other_end]]
+    encoded = encode(tokenizer, pieces)
+    return [
+        {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        for prompt, chosen, rejected in zip(encoded[0::3], encoded[1::3], encoded[2::3], strict=True)
+    ]

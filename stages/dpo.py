@@ -71,7 +71,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
 
 
 def with_reference(paths: argparse.Namespace, part: str) -> datasets.Dataset:
-    pairs, reference = (training.dataset(folder / f"{part}.parquet") for folder in (paths.data, paths.reference))
+    pairs, reference = training.shards(paths.data, part), training.table(paths.reference / f"{part}.parquet")
     if len(pairs) != len(reference):
         raise InputError(
             f"{paths.reference / part}.parquet: {len(reference)} rows, expected {len(pairs)} as in {paths.data}; `dvc repro reference` makes it anew"

@@ -76,7 +76,7 @@ def average_performance(scores: dict[str, Any], path: Path) -> None:
     for place, model in enumerate(COLORS):
         value, error = (100 * scores["mean"][model][key] for key in ("score", "stderr"))
         axes.bar(place, value, 0.6, yerr=Z * error, color=COLORS[model], capsize=3, error_kw={"lw": 0.8})
-        axes.text(place, 2, f"{value:.1f}", ha="center", color="white", fontweight="bold")
+        axes.text(place, 2, f"{round(value, 6):.1f}", ha="center", color="white", fontweight="bold")
     axes.set_xticks(range(len(COLORS)), LABELS.values())
     axes.set_ylim(0, 100)
     axes.set_ylabel("mean score, % (bars: 95% interval)")
@@ -105,11 +105,12 @@ def radar_chart(scores: dict[str, Any], path: Path) -> None:
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
     figure = Figure(figsize=(4.2, 4.2), layout="constrained")
     axes = figure.add_subplot(projection="polar")
-    for model in COLORS:
+    # the widest below, so that models with equal scores are all seen
+    for width, model in zip((5, 3, 1.2), COLORS, strict=True):
         values = [100 * scores[name][model]["score"] for name in names]
-        axes.plot(np.append(angles, angles[0]), [*values, values[0]], color=COLORS[model], lw=1.5, label=LABELS[model])
+        axes.plot(np.append(angles, angles[0]), [*values, values[0]], color=COLORS[model], lw=width, label=LABELS[model])
     axes.set_xticks(angles, [pretty(name) for name in names])
-    axes.tick_params(axis="x", pad=10)
+    axes.tick_params(axis="x", pad=16)
     axes.set_ylim(0, 100)
     axes.set_rlabel_position(90 / len(names))
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08))

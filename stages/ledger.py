@@ -1,64 +1,109 @@
-"""Which rows are trained on, which are held out, and an account of every row that is neither."""
+"""What became of every raw row, and the budget for those that are left out.
 
-import random
+A row leaves for one reason, the first that holds in the order of REASONS, and every row is in exactly one of them, held out, or
+trained on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from stages import InputError
-from stages.params import Tokenize
+from stages.records import write_parquet
+
+REASONS = (
+    "kept", "over_limit", "invalid", "no_preference", "overlong", "without_labels", "contaminated", "duplicate", "near_duplicate", "not_drawn",
+)  # fmt: skip
+"""A row's reason is kept as its place here. over_limit: not taken from the source; not_drawn: left out by a weight below 1."""
+KEPT, OVER_LIMIT, INVALID, NO_PREFERENCE, OVERLONG, WITHOUT_LABELS, CONTAMINATED, DUPLICATE, NEAR_DUPLICATE, NOT_DRAWN = range(len(REASONS))
+BUDGETED = (INVALID, NO_PREFERENCE, OVERLONG, WITHOUT_LABELS)
+"""Reasons that speak of the data's quality, or of a limit that does not suit it."""
+SHOWN = 5
+"""Rows that an error names."""
+
+DROPPED = pa.schema({"source": pa.string(), "row": pa.int64(), "reason": pa.string(), "detail": pa.string()})
 
 
-class Ledger:
-    """Counts what becomes of each raw row: raw = empty + duplicate + overlong + over_limit + train + held_out."""
+@dataclass
+class Rows:
+    """All rows that were taken, an array entry each; `file` is the raw table that `number` counts in."""
 
-    def __init__(self, section: str) -> None:
-        self.section = section
-        self.record: dict[str, int | float] = dict.fromkeys(
-            ("rows_raw", "rows_empty", "rows_duplicate", "rows_overlong", "rows_over_limit", "rows_train", "rows_held_out", "tokens_raw"), 0
-        )
-        self.seen: set[str] = set()
+    names: Sequence[str]
+    files: Sequence[Path]
+    raw: Sequence[int]
+    """Rows that each source has."""
+    source: np.ndarray
+    number: np.ndarray
+    reason: np.ndarray
+    details: dict[int, str]
+    """Why a row was left out, by its index."""
+    tokens: np.ndarray
+    """Before anything is cut off."""
+    kept_tokens: np.ndarray
+    label_tokens: np.ndarray
+    """0 in both for a row that is not kept."""
+    seen: np.ndarray
+    """How often a row is trained on in an epoch; 0 for held-out rows and those that are not kept."""
 
-    def drop_empty(self) -> None:
-        self.record["rows_raw"] += 1
-        self.record["rows_empty"] += 1
+    def leave(self, indices: np.ndarray, reason: int, details: dict[int, str]) -> None:
+        assert (self.reason[indices] == KEPT).all(), "a row leaves once"
+        self.reason[indices] = reason
+        self.details |= details
 
-    def takes(self, content: str, tokens: int, max_length: int) -> bool:
-        """Count a row; False if an equal one came before it or it is longer than max_length tokens."""
-        self.record["rows_raw"] += 1
-        self.record["tokens_raw"] += tokens
-        if content in self.seen:
-            self.record["rows_duplicate"] += 1
-            return False
-        self.seen.add(content)
-        if tokens > max_length:
-            self.record["rows_overlong"] += 1
-            return False
-        return True
-
-    def finished(self, max_dropped: float) -> dict[str, int | float]:
-        """The record, once the share of empty and overlong rows is within the budget and the sum comes out."""
-        record = self.record
-        counted = sum(record[f"rows_{reason}"] for reason in ("empty", "duplicate", "overlong", "over_limit", "train", "held_out"))
-        assert record["rows_raw"] == counted, record
-        dropped = record["rows_empty"] + record["rows_overlong"]
-        record["share_dropped"] = dropped / record["rows_raw"]
-        if record["share_dropped"] > max_dropped:
-            raise InputError(
-                f"{self.section}.max_dropped: {dropped} of {record['rows_raw']} rows ({record['share_dropped']:.1%}) are dropped, "
-                f"{record['rows_empty']} as empty and {record['rows_overlong']} as longer than {self.section}.max_length, "
-                f"expected at most {max_dropped:.1%}; raise max_length, or the budget"
-            )
-        return record
+    def where(self, index: int) -> str:
+        return f"{self.files[self.source[index]]}, row {self.number[index]}"
 
 
-def split(rows: list[Any], section: Tokenize, seed: int, ledger: Ledger) -> tuple[list[Any], list[Any]]:
-    """Draw `limit` rows by seed and hold `held_out` of them back: train rows, held-out rows, each in source order."""
-    limit = len(rows) if section.limit is None else section.limit
-    if limit > len(rows) or section.held_out >= limit:
+def account(rows: Rows) -> dict[str, Any]:
+    """Rows and tokens by reason, in total and per source. raw is the sum of all others but `truncated` and `seen`."""
+    record = {"sources": {name: part(rows, np.flatnonzero(rows.source == index), rows.raw[index]) for index, name in enumerate(rows.names)}}
+    return record | {"total": part(rows, np.arange(len(rows.source)), sum(rows.raw))}
+
+
+def part(rows: Rows, chosen: np.ndarray, raw: int) -> dict[str, dict[str, int]]:
+    reason, tokens, kept_tokens, seen = rows.reason[chosen], rows.tokens[chosen], rows.kept_tokens[chosen], rows.seen[chosen]
+    kept = reason == KEPT
+    counts = {name: int((reason == code).sum()) for code, name in enumerate(REASONS) if code != KEPT}
+    counts |= {"raw": raw, "over_limit": raw - len(chosen), "train": int((seen > 0).sum()), "held_out": int((kept & (seen == 0)).sum())}
+    assert raw == sum(value for name, value in counts.items() if name != "raw"), counts
+    cut = kept & (kept_tokens < tokens)
+    amounts = {name: int(tokens[reason == code].sum()) for code, name in enumerate(REASONS) if code not in (KEPT, OVER_LIMIT, INVALID)}
+    amounts |= {
+        "raw": int(tokens.sum()),
+        "cut_off": int((tokens - kept_tokens)[cut].sum()),
+        "train": int(kept_tokens[seen > 0].sum()),
+        "held_out": int(kept_tokens[kept & (seen == 0)].sum()),
+    }
+    assert amounts["raw"] == sum(value for name, value in amounts.items() if name != "raw"), amounts
+    amounts |= {"with_labels": int(rows.label_tokens[chosen].sum()), "seen": int((kept_tokens * seen).sum())}
+    return {"rows": counts | {"truncated": int(cut.sum()), "seen": int(seen.sum())}, "tokens": amounts}
+
+
+def check_budget(rows: Rows, section: str, max_dropped: float) -> float:
+    """The share of taken rows that a budgeted reason took; raises InputError with the first of them if it is too large."""
+    dropped = np.flatnonzero(np.isin(rows.reason, BUDGETED))
+    share = len(dropped) / len(rows.reason)
+    if share > max_dropped:
+        by_reason = ", ".join(f"{count} {REASONS[code]}" for code in BUDGETED if (count := int((rows.reason == code).sum())))
+        first = "\n  ".join(f"{rows.where(index)}: {REASONS[rows.reason[index]]}: {rows.details[index]}" for index in dropped[:SHOWN])
         raise InputError(
-            f"{ledger.section}: {len(rows)} rows are left to draw from, expected at least limit ({section.limit}) and more "
-            f"than held_out ({section.held_out}); lower them, or raise max_length"
+            f"{section}.max_dropped: {len(dropped)} of {len(rows.reason)} rows ({share:.1%}) are left out ({by_reason}), expected at most "
+            f"{max_dropped:.1%}; correct the source or its `format`, raise {section}.max_length, or raise the budget. The first:\n  {first}"
         )
-    drawn = random.Random(seed).sample(range(len(rows)), limit)
-    held_out, train = sorted(drawn[: section.held_out]), sorted(drawn[section.held_out :])
-    ledger.record |= {"rows_over_limit": len(rows) - limit, "rows_train": len(train), "rows_held_out": len(held_out)}
-    return [rows[index] for index in train], [rows[index] for index in held_out]
+    return share
+
+
+def write_dropped(rows: Rows, file: Path) -> None:
+    """Every taken row that is neither trained on nor held out, with its reason."""
+    write_parquet(
+        file,
+        [
+            {"source": rows.names[rows.source[index]], "row": int(rows.number[index]), "reason": REASONS[rows.reason[index]], "detail": rows.details[index]}
+            for index in map(int, np.flatnonzero(rows.reason != KEPT))
+        ],
+        DROPPED,
+    )

@@ -1,14 +1,11 @@
 """params.yaml as frozen, typed models: the only place where it is read.
 
-    python -m stages.params --out data/params.ok      check the file, before any other stage runs
-
 There are no defaults: what a run used stands in its params file. Unknown keys, duplicate keys, values out of range and
 unpinned revisions are refused with the key's path, the value found and what was expected.
 """
 
-import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,17 +15,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
-from stages import InputError, command
+from stages import InputError
 
 PARAMS_FILE = Path("params.yaml")
 
 
 def pinned(revision: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise ValueError(
-            "expected a commit, 40 hex digits, because a branch or tag can move; "
-            "`git ls-remote https://huggingface.co/REPO main` (datasets: .../datasets/REPO) prints it"
-        )
+        raise PydanticCustomError("unpinned", "expected a commit, 40 hex digits, because a branch or tag can move")
     return revision
 
 
@@ -87,34 +81,67 @@ class Model(Section):
     dtype: Literal["float32", "bfloat16"]
     """Of weights that are not quantized, and of all arithmetic."""
     attention: Literal["sdpa", "eager", "flash_attention_2"]
+    """Of these, sdpa runs everywhere; flash_attention_2 needs its own package and a GPU."""
 
 
-class SftData(Section):
-    name: Annotated[str, Field(pattern=r"^[\w-]+$")]
+Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
+
+
+class SftSource(Section):
     source: Source
-    format: Literal["alpaca"]
+    format: Literal["alpaca", "sharegpt", "messages", "prompt_completion", "openorca"]
+    """How its rows become conversations (stages/formats.py)."""
 
 
-class PreferenceData(Section):
-    name: Annotated[str, Field(pattern=r"^[\w-]+$")]
+class PreferenceSource(Section):
     source: Source
-    format: Literal["sharegpt", "ultrafeedback"]
+    format: Literal["sharegpt", "ultrafeedback", "scored"]
+
+
+class Share(Section):
+    limit: Annotated[int, Field(ge=1)] | None
+    """Raw rows taken from the source, a seeded subset; null takes all."""
+    weight: Annotated[float, Field(gt=0)]
+    """How often a kept row is seen in an epoch: 1 once, 0.5 a seeded half of the rows, 2.5 twice and a half thrice."""
+
+
+class Mixture(Section):
+    mix: Annotated[dict[Name, Share], Field(min_length=1)]
+    """How much of each source is trained on."""
+    exclude_contaminated: bool
+    """Leave out rows that hold a benchmark's row, as `contamination` finds them."""
+
+
+class SftData(Mixture):
+    sources: Annotated[dict[Name, SftSource], Field(min_length=1)]
+
+
+class PreferencesData(Mixture):
+    sources: Annotated[dict[Name, PreferenceSource], Field(min_length=1)]
 
 
 class Data(Section):
-    sft: Annotated[list[SftData], Field(min_length=1)]
-    preferences: Annotated[list[PreferenceData], Field(min_length=1)]
+    sft: SftData
+    preferences: PreferencesData
+
+
+class Deduplicate(Section):
+    exact: bool
+    """Drop a row whose text came before, letter case, spacing and Unicode form aside."""
+    near: Annotated[float, Field(gt=0, lt=1)] | None
+    """Drop a row whose 5-word shingles have at least this Jaccard similarity with those of an earlier one; null keeps it."""
 
 
 class Tokenize(Section):
-    limit: Annotated[int, Field(ge=1)] | None
-    """Rows taken, a seeded subset of all; null takes all."""
     held_out: Annotated[int, Field(ge=1)]
-    """Rows of these that are kept out of training, to measure on."""
+    """Rows that are kept out of training, to measure on."""
     max_length: Annotated[int, Field(ge=16)]
-    """Tokens; a longer row is dropped, and counted."""
+    """Tokens of a row; of a pair, its prompt and its longer answer."""
+    overlong: Literal["drop", "truncate", "error"]
+    """What becomes of a longer row. Truncating cuts the end off, its end-of-turn token included."""
+    deduplicate: Deduplicate
     max_dropped: Annotated[float, Field(ge=0, le=1)]
-    """Budget: the stage fails when a larger share of the rows is dropped."""
+    """Budget: the stage fails when a larger share of the rows is invalid, overlong, without labels or without a preference."""
 
 
 class TokenizeSft(Tokenize):
@@ -127,11 +154,22 @@ class Tokenizing(Section):
     dpo: Tokenize
 
 
+class Contamination(Section):
+    columns: Annotated[dict[Name, str], Field(min_length=1)]
+    """For each benchmark the column of its rows whose words are looked for in the training data."""
+    coverage: Annotated[float, Field(gt=0, le=1)]
+    """A row is contaminated when 8-grams shared with one training row cover this part of its words (or one 13-gram is shared)."""
+
+
 class Lora(Section):
     r: Annotated[int, Field(ge=1)]
+    """Rank of the two matrices (LoRA, https://arxiv.org/abs/2106.09685)."""
     alpha: Annotated[int, Field(ge=1)]
+    """Their product is scaled by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the inputs of the adapter that are zeroed in a training step."""
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
+    """Layers that get an adapter, by the ends of their names; all-linear is all but the head."""
 
 
 class Training(Section):
@@ -140,22 +178,31 @@ class Training(Section):
     micro_batch_size: Annotated[int, Field(ge=1)]
     """Rows a device takes at once; it changes speed and memory, not the result beyond rounding."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    """At its highest, after warm-up."""
     lr_scheduler: Literal["constant", "linear", "cosine"]
+    """How it falls after warm-up; linear and cosine end at 0."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the steps in which it rises."""
     weight_decay: Annotated[float, Field(ge=0)]
+    """AdamW's."""
     max_grad_norm: Annotated[float, Field(gt=0)]
+    """A larger gradient is scaled down to this norm."""
     gradient_checkpointing: bool
+    """Compute activations again in the backward pass: less memory, more time, the same result."""
 
 
 class Sft(Training):
     epochs: Annotated[float, Field(gt=0)]
+    """How often the rows are gone through."""
 
 
 class Dpo(Training):
     steps: Annotated[int, Field(ge=1)]
     """Optimizer steps; the pairs are gone through as often as that takes."""
     beta: Annotated[float, Field(gt=0)]
+    """How strongly the policy is held to its reference: rewards are beta times the log-ratio."""
     loss: Literal["sigmoid", "ipo", "hinge"]
+    """sigmoid is DPO's own; ipo: https://arxiv.org/abs/2310.12036; hinge: https://arxiv.org/abs/2305.10425."""
 
 
 class Reference(Section):
@@ -194,8 +241,10 @@ class Report(Section):
 
 class Params(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """Of every draw: rows taken and held out, their order, adapter weights, dropout, benchmark rows, few-shot examples."""
     model: Model
     data: Data
+    contamination: Contamination
     tokenize: Tokenizing
     lora: Lora
     sft: Sft
@@ -206,8 +255,12 @@ class Params(Section):
     report: Report
 
 
-def load(path: Path = PARAMS_FILE) -> Params:
-    """Read and check a params file.
+Resolve = Callable[[str, str, str], str | None]
+"""(repo, repo_type, branch) to the commit that it points to now, or None."""
+
+
+def load(path: Path = PARAMS_FILE, resolve: Resolve = lambda *_: None) -> Params:
+    """Read and check a params file. With `resolve`, the message on a branch names the commit to put in its place.
 
     Raises:
         InputError: naming file, key, value found and what was expected, one line a problem.
@@ -223,7 +276,7 @@ def load(path: Path = PARAMS_FILE) -> Params:
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
-        lines = [problem(content, item) for item in error.errors()]
+        lines = [problem(content, item, resolve) for item in error.errors()]
         raise InputError(f"{path}: " + f"\n{path}: ".join(lines)) from error
     check_together(params, path)
     return params
@@ -236,38 +289,39 @@ def check_together(params: Params, path: Path) -> None:
         for name in params.evaluate.benchmarks
         if name not in params.benchmarks
     ]
-    for key, names in {
-        "evaluate.benchmarks": params.evaluate.benchmarks,
-        "data.sft": [source.name for source in params.data.sft],
-        "data.preferences": [source.name for source in params.data.preferences],
-    }.items():
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            problems.append(f"{key}: found {twice[0]!r} twice, expected each name once")
+    problems += [
+        f"contamination.columns: found no {name!r}, expected a column for each of evaluate.benchmarks"
+        for name in params.evaluate.benchmarks
+        if name not in params.contamination.columns
+    ]
+    twice = sorted({name for name in params.evaluate.benchmarks if params.evaluate.benchmarks.count(name) > 1})
+    if twice:
+        problems.append(f"evaluate.benchmarks: found {twice[0]!r} twice, expected each name once")
+    for key, data in {"sft": params.data.sft, "preferences": params.data.preferences}.items():
+        if data.mix.keys() != data.sources.keys():
+            problems.append(f"data.{key}.mix: found {sorted(data.mix)}, expected the names in data.{key}.sources, {sorted(data.sources)}")
     for name, stage in {"sft": params.sft, "dpo": params.dpo}.items():
         if stage.global_batch_size % stage.micro_batch_size:
             problems.append(
                 f"{name}.global_batch_size: found {stage.global_batch_size}, expected a multiple of "
                 f"{name}.micro_batch_size ({stage.micro_batch_size})"
             )
-    for name, tokenize in {"sft": params.tokenize.sft, "dpo": params.tokenize.dpo}.items():
-        if tokenize.limit is not None and tokenize.held_out >= tokenize.limit:
-            problems.append(
-                f"tokenize.{name}.held_out: found {tokenize.held_out}, expected less than tokenize.{name}.limit ({tokenize.limit})"
-            )
     if params.model.attention == "eager" and params.tokenize.sft.packing:
-        problems.append("model.attention: found 'eager', expected sdpa or flash_attention_2 while tokenize.sft.packing is true")
+        problems.append(
+            "model.attention: found 'eager', expected sdpa or flash_attention_2 while tokenize.sft.packing is true: "
+            "eager attention would let the examples of a packed row see each other"
+        )
     if problems:
         raise InputError(f"{path}: " + f"\n{path}: ".join(problems))
 
 
-def problem(content: Any, error: Mapping[str, Any]) -> str:
+def problem(content: Any, error: Mapping[str, Any], resolve: Resolve) -> str:
     """One line for one pydantic error. The tag of a union stands in its location but in no file, so it is left out."""
-    keys, here = [], content
+    keys, here, around = [], content, content
     for part in error["loc"]:
         if isinstance(here, dict) and part in here or isinstance(here, list) and isinstance(part, int):
             keys.append(str(part))
-            here = here[part]
+            here, around = here[part], here
         elif part == error["loc"][-1] and error["type"] == "missing":
             keys.append(str(part))
     key = ".".join(keys)
@@ -276,20 +330,11 @@ def problem(content: Any, error: Mapping[str, Any]) -> str:
     if error["type"] == "unknown_key":
         unknown = error["ctx"]["key"]
         return f"{'.'.join([*keys, str(unknown)])}: found {here[unknown]!r} under an unknown key; expected one of {error['ctx']['known']}"
+    if error["type"] == "unpinned":
+        commit = resolve(around["repo"], around["repo_type"], here) if {"repo", "repo_type"} <= around.keys() else None
+        where = ("datasets/" if around.get("repo_type") == "dataset" else "") + str(around.get("repo", "REPO"))
+        advice = f"it is now at {commit}" if commit else f"`git ls-remote https://huggingface.co/{where} {here}` prints the commit"
+        return f"{key}: found {here!r}, {error['msg']}; {advice}"
     expected = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     expected = expected if expected.startswith("expected") else f"expected {expected[0].lower()}{expected[1:]}"
     return f"{key}: found {here!r}, {expected}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Check params.yaml before any other stage runs.")
-    parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
-    load()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("params.yaml is valid\n")
-    print("params.yaml is valid")
-
-
-if __name__ == "__main__":
-    command(main)

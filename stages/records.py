@@ -94,10 +94,15 @@ def write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | No
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
 
 
-def read_parquet(path: Path) -> pa.Table:
+def parquet_file(path: Path) -> pq.ParquetFile:
     try:
-        return pq.read_table(path)
+        return pq.ParquetFile(path)
     except FileNotFoundError:
         raise
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a Parquet file ({error}); `dvc checkout` restores it, `dvc repro` makes it anew") from error
+
+
+def read_parquet(path: Path) -> pa.Table:
+    with parquet_file(path) as file:
+        return file.read()

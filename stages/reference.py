@@ -22,7 +22,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     model = modeling.load_adapter(base, paths.adapter)
     with filling(paths.out) as folder:
         for part in ("train", "held_out"):
-            rows = training.dataset(paths.data / f"{part}.parquet")
+            rows = training.shards(paths.data, part)
             found = training.pair_log_probs(model, rows, tokenizer.pad_token_id, settings.reference.batch_size, f"reference log-probs, {part}")
             pairs = zip(found["chosen"], found["rejected"], strict=True)
             write_parquet(folder / f"{part}.parquet", [{"ref_chosen_logps": c, "ref_rejected_logps": r} for c, r in pairs])

@@ -17,7 +17,7 @@ def run(settings: params.Params, metrics: Path, out: Path) -> None:
     summary = read_json(metrics / "summary.json")
     order = [*settings.evaluate.benchmarks, "mean"]
     summary |= {key: {name: summary[key][name] for name in order} for key in ("scores", "differences")}
-    data = {name: read_json(metrics / "data" / f"{name}.json") for name in ("sft", "dpo")}
+    data = {name: read_json(metrics / "data" / f"{name}.json") for name in ("sft", "dpo", "contamination")}
     train = {name: read_json(metrics / "train" / f"{name}.json") for name in ("sft", "dpo")}
     figures.training_pipeline(pipeline_steps(settings, data, train, summary), out / "training_pipeline.png")
     figures.comparison_bar(summary["scores"], out / "comparison_bar.png")
@@ -32,6 +32,7 @@ def run(settings: params.Params, metrics: Path, out: Path) -> None:
         what_each_stage_brought(summary),
         training(train),
         data_section(data),
+        contamination(data["contamination"], summary, settings.evaluate.benchmarks),
         setup(settings),
         reproduce(),
     ]
@@ -40,10 +41,10 @@ def run(settings: params.Params, metrics: Path, out: Path) -> None:
 
 def pipeline_steps(settings: params.Params, data: dict, train: dict, summary: dict) -> list[tuple[str, str]]:
     return [
-        ("base", f"{source_name(settings.model.source).split('/')[-1]}\n{settings.model.quantization}, {settings.model.dtype}"),
-        ("SFT", f"{data['sft']['rows_train']:,} examples\n{train['sft']['steps']:,} steps, LoRA r {settings.lora.r}"),
+        ("base", f"{model_name(settings.model.source)}\n{settings.model.quantization}, {settings.model.dtype}"),
+        ("SFT", f"{data['sft']['total']['rows']['train']:,} examples\n{train['sft']['steps']:,} steps, LoRA r {settings.lora.r}"),
         ("reference", "log-probs of the\nSFT model, once"),
-        ("DPO", f"{data['dpo']['rows_train']:,} pairs\n{train['dpo']['steps']:,} steps, β {settings.dpo.beta:g}"),
+        ("DPO", f"{data['dpo']['total']['rows']['train']:,} pairs\n{train['dpo']['steps']:,} steps, β {settings.dpo.beta:g}"),
         ("evaluate", f"3 models ×\n{len(summary['n'])} benchmarks"),
     ]
 
@@ -55,7 +56,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def percent(value: dict[str, float], key: str) -> str:
     sign = "+" if key == "difference" else ""
-    return f"{100 * value[key]:{sign}.1f} ± {100 * Z * value['stderr']:.1f}"
+    # 0.2875 is 28.75 percent, which binary floats make a little less
+    return f"{round(100 * value[key], 6):{sign}.1f} ± {round(100 * Z * value['stderr'], 6):.1f}"
 
 
 def results(summary: dict[str, Any]) -> str:
@@ -129,19 +131,51 @@ def training(train: dict[str, dict[str, float]]) -> str:
     )
 
 
-def data_section(data: dict[str, dict[str, float]]) -> str:
+def data_section(data: dict[str, dict]) -> str:
     names = {
-        "rows_raw": "raw", "rows_empty": "empty", "rows_duplicate": "duplicate", "rows_overlong": "too long", "rows_over_limit": "over the limit",
-        "rows_train": "trained on", "rows_held_out": "held out",
+        "raw": "raw", "over_limit": "not taken", "invalid": "invalid", "no_preference": "no preference", "overlong": "too long",
+        "without_labels": "no label", "contaminated": "contaminated", "duplicate": "duplicate", "near_duplicate": "near-duplicate",
+        "not_drawn": "not drawn", "held_out": "held out", "train": "trained on",
     }  # fmt: skip
-    rows = [[name.upper(), *(f"{data[name][key]:,}" for key in names)] for name in ("sft", "dpo")]
-    return "\n\n".join(["## Data", "What became of each raw row.", table(["data", *names.values()], rows)])
+    rows = [
+        [f"{stage.upper()}: {source}", *(f"{counts['rows'][key]:,}" for key in names), f"{counts['tokens']['train']:,}"]
+        for stage in ("sft", "dpo")
+        for source, counts in data[stage]["sources"].items()
+    ]
+    filled = data["sft"]["shards"]["train"]
+    return "\n\n".join(
+        [
+            "## Data",
+            "What became of each raw row; the columns after the first add up to it.",
+            table(["source", *names.values(), "tokens trained on"], rows),
+            f"SFT trains on {filled['rows']:,} rows of which tokens fill {100 * filled['filled']:.1f}%.",
+        ]
+    )
 
 
-def source_name(source: params.Source) -> str:
-    if isinstance(source, params.HubSource):
-        return source.repo
-    return f"{source.package}=={source.version}" if isinstance(source, params.PypiSource) else source.path
+def contamination(found: dict[str, Any], summary: dict[str, Any], benchmarks: list[str]) -> str:
+    rows = []
+    for name in benchmarks:
+        counts, clean = found["benchmarks"][name], summary["clean"]
+        scores = [percent(clean["scores"][name][model], "score") if name in clean["scores"] else "" for model in LABELS]
+        rows.append(
+            [pretty(name), f"{counts['rows']:,}", f"{counts['rows_contaminated']:,}", f"{counts['rows_too_short']:,}", f"{clean['n'][name]:,}", *scores]
+        )
+    trained = [f"{source} {counts['rows_contaminated']:,} of {counts['rows']:,}" for source, counts in sorted(found["training"].items())]
+    return "\n\n".join(
+        [
+            "## Contamination",
+            "Benchmark rows that share 13 words in a row with a training row, or that a training row's 8-grams cover to the set part; rows of fewer than "
+            "8 words cannot be judged. The scores are those on the scored rows that are clean.",
+            table(["benchmark", "rows", "contaminated", "too short", "n, clean", *LABELS.values()], rows),
+            f"Training rows that hold a benchmark row: {'; '.join(trained)}.",
+        ]
+    )
+
+
+def model_name(source: params.Source) -> str:
+    """The repository's or the file's own name."""
+    return source.repo.split("/")[-1] if isinstance(source, params.HubSource) else Path(source.path).name.split(".")[0]
 
 
 def source_text(source: params.Source) -> str:
@@ -154,8 +188,8 @@ def source_text(source: params.Source) -> str:
 
 def setup(settings: params.Params) -> str:
     sources = [["base model", source_text(settings.model.source)]]
-    sources += [[f"SFT: {item.name}", source_text(item.source)] for item in settings.data.sft]
-    sources += [[f"preferences: {item.name}", source_text(item.source)] for item in settings.data.preferences]
+    for label, data in (("SFT", settings.data.sft), ("preferences", settings.data.preferences)):
+        sources += [[f"{label}: {name}", source_text(item.source)] for name, item in sorted(data.sources.items())]
     sources += [[pretty(name), source_text(settings.benchmarks[name].source)] for name in settings.evaluate.benchmarks]
     shots = ", ".join(f"{pretty(name)} {settings.benchmarks[name].num_fewshot}" for name in settings.evaluate.benchmarks)
     values = [

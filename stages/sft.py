@@ -20,7 +20,7 @@ CURVE = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_no
 def run(settings: params.Params, paths: argparse.Namespace) -> None:
     modeling.start(settings.seed)
     tokenizer = load_tokenizer(paths.base, paths.templates / f"{settings.model.chat_template}.jinja")
-    train, held_out = (training.dataset(paths.data / f"{part}.parquet") for part in ("train", "held_out"))
+    train, held_out = (training.shards(paths.data, part) for part in ("train", "held_out"))
     model = modeling.add_adapter(modeling.load_base(paths.base, settings.model), settings.lora, settings.seed)
     times = training.StepTimes()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,63 +1,48 @@
-"""Tokenize the instruction data into `data/tokenized/sft`: packed rows to train on, and held-out rows to measure on.
+"""Tokenize the instruction data into shards under `data/tokenized/sft`: rows to train on, and held-out ones to measure on.
 
 Each row has input_ids, labels and seq_lengths (the lengths of the whole examples in it, which attention and positions
-keep apart). Every raw row is accounted for in `metrics/data/sft.json`.
+keep apart). Every raw row is accounted for in `metrics/data/sft.json`, and those left out are in `data/dropped/sft.parquet`.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+from datasets.table import InMemoryTable
 from trl import pack_dataset
 
-from stages import command, params
-from stages.chat import IGNORED, SFT_FORMATS, conversations, load_tokenizer, tokenize
-from stages.records import filling, read_parquet, write_json, write_parquet
-from stages.ledger import Ledger, split
+from stages import command, params, tokenizing
 
 
-def run(settings: params.Params, raw: Path, base: Path, templates: Path, out: Path, metrics: Path) -> None:
-    tokenizer = load_tokenizer(base, templates / f"{settings.model.chat_template}.jinja")
-    section = settings.tokenize.sft
-    ledger, rows = Ledger("tokenize.sft"), []
-    for source in settings.data.sft:
-        file = raw / f"{source.name}.parquet"
-        for conversation in conversations(read_parquet(file).to_pylist(), SFT_FORMATS[source.format], file):
-            if conversation is None:
-                ledger.drop_empty()
-                continue
-            ids, labels = tokenize(tokenizer, conversation)
-            if ledger.takes(repr(conversation), len(ids), section.max_length):
-                rows.append({"input_ids": ids, "labels": labels})
-    train, held_out = split(rows, section, settings.seed, ledger)
-    ledger.record["tokens_kept"] = sum(len(row["input_ids"]) for row in train + held_out)
-    ledger.record["tokens_with_labels"] = sum(label != IGNORED for row in train + held_out for label in row["labels"])
-    record = ledger.finished(section.max_dropped)
-    with filling(out) as folder:
-        write(packed(train, section), folder / "train.parquet")
-        write(packed(held_out, section), folder / "held_out.parquet")
-    write_json(metrics, record)
+def run(settings: params.Params, paths: argparse.Namespace, processes: int | None = None) -> None:
+    section, template = settings.tokenize.sft, paths.templates / f"{settings.model.chat_template}.jinja"
+    pack = partial(packed, max_length=section.max_length) if section.packing else unpacked
+    tokenizing.run("sft", section, settings.data.sft, settings.seed, template, paths, pack, processes)
 
 
-def packed(rows: list[dict], section: params.TokenizeSft) -> datasets.Dataset:
+def packed(rows: pa.Table, max_length: int) -> pa.Table:
     """Whole examples put into rows of at most max_length tokens, best fit first (https://arxiv.org/abs/2404.10830)."""
-    dataset = datasets.Dataset.from_list(rows)
-    if section.packing:
-        return pack_dataset(dataset, section.max_length, strategy="bfd")
-    return dataset.add_column("seq_lengths", [[len(row["input_ids"])] for row in rows])
+    datasets.disable_progress_bars()
+    dataset = pack_dataset(datasets.Dataset(InMemoryTable(rows)), max_length, strategy="bfd", map_kwargs={"batch_size": None})
+    return pa.table({name: list_column(dataset.data.column(name)) for name in ("input_ids", "labels", "seq_lengths")})
 
 
-def write(dataset: datasets.Dataset, path: Path) -> None:
-    rows = [{"input_ids": row["input_ids"], "labels": row["labels"], "seq_lengths": row["seq_lengths"]} for row in dataset]
-    write_parquet(path, rows)
+def unpacked(rows: pa.Table) -> pa.Table:
+    lengths = rows["input_ids"].combine_chunks().value_lengths()
+    return rows.append_column("seq_lengths", pa.ListArray.from_arrays(pa.array(range(len(rows) + 1), pa.int32()), lengths))
+
+
+def list_column(column: pa.ChunkedArray) -> pa.ListArray:
+    return column.cast(pa.list_(pa.int32())).combine_chunks()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("raw", "base", "templates", "out", "metrics"):
+    for name in ("raw", "base", "templates", "contamination", "out", "dropped", "metrics"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    arguments = parser.parse_args()
-    run(params.load(), arguments.raw, arguments.base, arguments.templates, arguments.out, arguments.metrics)
+    run(params.load(), parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import torch
 from datasets.table import InMemoryTable
 from peft import PeftModel
@@ -55,8 +56,23 @@ def arguments(settings: Training, dtype: str, seed: int, folder: str, processes:
     }
 
 
-def dataset(path: Path) -> datasets.Dataset:
-    """A Parquet file as a dataset held in memory: no copy of it is left in a cache folder."""
+def shards(folder: Path, part: str) -> datasets.Dataset:
+    """The rows of all shards of `part`, mapped into memory as they are read: no copy of them is left in a cache folder.
+
+    Raises:
+        InputError: there is no shard, or one is damaged.
+    """
+    files = sorted(folder.glob(f"{part}-*.arrow"))
+    if not files:
+        raise InputError(f"{folder}: no shard {part}-*.arrow; `dvc checkout {folder}` restores it, `dvc repro` makes it anew")
+    try:
+        return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{folder}: a shard of {part} is damaged ({error}); `dvc checkout {folder}` restores it") from error
+
+
+def table(path: Path) -> datasets.Dataset:
+    """A Parquet file as a dataset held in memory."""
     return datasets.Dataset(InMemoryTable(read_parquet(path)))
 
 

@@ -11,20 +11,32 @@ TEMPLATES = ROOT / "templates"
 LAUNCH = ROOT / "configs" / "zero2.yaml"
 
 
-def tokenize_sft(settings: params.Params, base: Path, rows: list[dict], folder: Path) -> dict:
+def tokenize_sft(settings: params.Params, base: Path, rows: list[dict], folder: Path, processes: int = 1) -> dict:
     from stages import tokenize_sft
 
     write_parquet(folder / "raw_sft" / "rows.parquet", rows)
-    tokenize_sft.run(settings, folder / "raw_sft", base, TEMPLATES, folder / "sft_tokens", folder / "sft_data.json")
+    tokenize_sft.run(settings, tokenize_paths(base, folder, "sft"), processes)
     return read_json(folder / "sft_data.json")
 
 
-def tokenize_dpo(settings: params.Params, base: Path, rows: list[dict], folder: Path) -> dict:
+def tokenize_dpo(settings: params.Params, base: Path, rows: list[dict], folder: Path, processes: int = 1) -> dict:
     from stages import tokenize_dpo
 
     write_parquet(folder / "raw_dpo" / "pairs.parquet", rows)
-    tokenize_dpo.run(settings, folder / "raw_dpo", base, TEMPLATES, folder / "dpo_tokens", folder / "dpo_data.json")
+    tokenize_dpo.run(settings, tokenize_paths(base, folder, "dpo"), processes)
     return read_json(folder / "dpo_data.json")
+
+
+def tokenize_paths(base: Path, folder: Path, name: str) -> Namespace:
+    return Namespace(
+        raw=folder / f"raw_{name}",
+        base=base,
+        templates=TEMPLATES,
+        contamination=folder / "contamination",
+        out=folder / f"{name}_tokens",
+        dropped=folder / f"{name}_dropped.parquet",
+        metrics=folder / f"{name}_data.json",
+    )
 
 
 def sft(settings: params.Params, base: Path, folder: Path) -> dict:

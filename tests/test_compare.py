@@ -5,10 +5,13 @@ import math
 import pytest
 
 from stages import InputError, compare
+from stages.contamination import MATCH
 from stages.records import read_json, write_json, write_parquet
 
 
-def write_scores(folder, name: str, correct: dict[str, list[float]]) -> None:
+def write_scores(folder, name: str, correct: dict[str, list[float]], contaminated: tuple[int, ...] = ()) -> None:
+    match = {"data": "sft", "source": "rows", "row": 0, "coverage": 1.0, "longest": 20}
+    write_parquet(folder / "contamination" / f"{name}.parquet", [match | {"doc_id": doc_id} for doc_id in contaminated], MATCH)
     for model, values in correct.items():
         mean = sum(values) / len(values)
         stderr = math.sqrt(mean * (1 - mean) / (len(values) - 1))
@@ -17,7 +20,7 @@ def write_scores(folder, name: str, correct: dict[str, list[float]]) -> None:
 
 
 def run(folder, names):
-    compare.run(names, folder / "metrics", folder / "evals", folder / "summary.json", folder / "scores.json")
+    compare.run(names, folder / "metrics", folder / "evals", folder / "contamination", folder / "summary.json", folder / "scores.json")
     return read_json(folder / "summary.json")
 
 
@@ -45,3 +48,16 @@ def test_models_scored_on_other_rows_are_refused(tmp_path):
     write_scores(tmp_path, "a", {"base": [1, 1], "sft": [1, 0], "dpo": [1, 1, 0]})
     with pytest.raises(InputError, match=r"a: the models were scored on different rows \(doc_id 6 and 0 more\)"):
         run(tmp_path, ["a"])
+
+
+def test_clean_rows_are_counted_apart(tmp_path):
+    write_scores(tmp_path, "a", {"base": [1, 0, 0, 0], "sft": [1, 1, 0, 0], "dpo": [1, 1, 1, 0]}, contaminated=(0, 3, 99))
+    write_scores(tmp_path, "b", {"base": [1, 0], "sft": [1, 0], "dpo": [1, 1]}, contaminated=(0,))
+    summary = run(tmp_path, ["a", "b"])
+    assert summary["n"] == {"a": 4, "b": 2} and summary["scores"]["a"]["base"]["score"] == 0.25
+    clean = summary["clean"]
+    assert clean["n"] == {"a": 2, "b": 1}
+    assert clean["scores"]["a"] == {"base": {"score": 0.0, "stderr": 0.0}, "sft": {"score": 0.0, "stderr": 0.0}, "dpo": {"score": 0.5, "stderr": 0.5}}
+    assert clean["differences"]["a"]["dpo_vs_base"] == {"difference": 0.5, "stderr": 0.5}
+    assert "b" not in clean["scores"], "one row has no standard error"
+    assert clean["scores"]["mean"]["dpo"]["score"] == 0.5

@@ -30,7 +30,7 @@ def log_probs(settings, base, folder, adapter: bool) -> dict[str, list[float]]:
     if adapter:
         model = modeling.load_adapter(model, folder / "sft")
     found = {"chosen": [], "rejected": []}
-    for row in read_parquet(folder / "dpo_tokens" / "train.parquet").to_pylist():
+    for row in training.shards(folder / "dpo_tokens", "train"):
         for key, values in found.items():
             ids = torch.tensor([row["prompt_ids"] + row[f"{key}_ids"]])
             with torch.no_grad():
@@ -79,7 +79,7 @@ def test_a_reference_of_other_pairs_is_refused(tuned, model):
     file = folder / "reference" / "train.parquet"
     content = file.read_bytes()
     write_parquet(file, read_parquet(file).to_pylist()[:-1])
-    with pytest.raises(InputError, match=r"15 rows, expected 16 as in"):
+    with pytest.raises(InputError, match=r"19 rows, expected 20 as in"):
         steps.dpo(settings, model, folder)
     file.write_bytes(content)
 
@@ -116,7 +116,7 @@ def test_a_preference_is_learned_whichever_way_it_goes(swapped, tuned, model, tm
     settings = changed(
         settings,
         {
-            "tokenize.dpo.limit": None, "tokenize.dpo.held_out": 40, "dpo.steps": 30, "dpo.global_batch_size": 8,
+            "tokenize.dpo.held_out": 40, "dpo.steps": 30, "dpo.global_batch_size": 8,
             "dpo.micro_batch_size": 8, "dpo.learning_rate": 5e-3, "model.quantization": "none",
         },
     )  # fmt: skip
@@ -127,7 +127,7 @@ def test_a_preference_is_learned_whichever_way_it_goes(swapped, tuned, model, tm
     assert metrics["held_out_pairs"] == 40
     assert metrics["held_out_reward_accuracy_before"] == 0.5
     assert metrics["held_out_reward_accuracy_after"] >= 0.95
-    tokenizer_pad, rows = 0, training.dataset(tmp_path / "dpo_tokens" / "held_out.parquet")
+    tokenizer_pad, rows = 0, training.shards(tmp_path / "dpo_tokens", "held_out")
     from trl.trainer.utils import add_fused_lm_head
 
     base = modeling.load_base(model, settings.model)

@@ -130,5 +130,5 @@ def test_the_full_recipe_plans_every_stage(clones):
     (folder / "params.yaml").write_bytes((tiny.ROOT / "recipes" / "qwen3-4b.yaml").read_bytes())
     plan = call(*DVC, "repro", "--dry", "--force", cwd=folder).stdout
     stages = [line for line in plan.splitlines() if line.startswith("Running stage")]
-    assert len(stages) == 4 + 5 + 2 + 3 + 15 + 2
+    assert len(stages) == 4 + 5 + 3 + 3 + 15 + 2
     assert "python -m stages.evaluate hellaswag --base models/base --adapter models/dpo" in plan

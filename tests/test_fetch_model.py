@@ -6,7 +6,8 @@ import yaml
 from stages import InputError, fetch_model, params
 from stages.chat import load_tokenizer
 from stages.params import LocalSource
-from stages.sources import fetched, read_rows
+from stages.records import read_parquet
+from stages.tables import fetch_tables
 from tests.tiny import ROOT
 
 DEFAULT = params.load(ROOT / "params.yaml")
@@ -20,9 +21,10 @@ def smollm2(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def real_texts():
-    with fetched(DEFAULT.data.sft[0].source) as path:
-        rows = read_rows(path)
+def real_texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    fetch_tables(DEFAULT.data.sft.sources, folder)
+    rows = read_parquet(folder / "alpaca_demo.parquet").to_pylist()
     assert len(rows) == 999
     return [text for row in rows for text in row.values() if text]
 

@@ -36,17 +36,21 @@ BROKEN = {
     "out of range": ("learning_rate: 2e-4", "learning_rate: -1", ["sft.learning_rate: found -1", "greater than 0"]),
     "not a number": ("learning_rate: 2e-4", "learning_rate: fast", ["sft.learning_rate: found 'fast'", "a valid number"]),
     "missing": ("  beta: 0.1\n", "", ["dpo.beta: missing"]),
-    "duplicate": ("seed: 42", "seed: 42\nseed: 43", ['duplicate key "seed"', "line 4", "keep one"]),
+    "duplicate": ("seed: 42", "seed: 42\nseed: 43", ['duplicate key "seed"', "line 5", "keep one"]),
     "bad choice": ("quantization: nf4", "quantization: nf5", ["model.quantization: found 'nf5'", "'none' or 'nf4'"]),
     "quoted number": ("seed: 42", "seed: '42'", ["seed: found '42'", "a valid integer"]),
     "infinite": ("  max_grad_norm: 1.0", "  max_grad_norm: .inf", ["sft.max_grad_norm: found inf", "finite"]),
     "bad digest": ("bcc81830d10ce7d9", "main", ["model.source.sha256: found 'main", "64 hex digits", "pip hash"]),
-    "unknown benchmark": ("[arc_challenge,", "[arc_chalenge,", ["evaluate.benchmarks: found 'arc_chalenge'", "arc_challenge"]),
-    "benchmark twice": ("[arc_challenge,", "[gsm8k, arc_challenge,", ["evaluate.benchmarks: found 'gsm8k' twice"]),
+    "unknown benchmark": ("  - arc_challenge\n", "  - arc_chalenge\n", ["evaluate.benchmarks: found 'arc_chalenge'", "arc_challenge"]),
+    "benchmark twice": ("  - arc_challenge\n", "  - gsm8k\n  - arc_challenge\n", ["evaluate.benchmarks: found 'gsm8k' twice"]),
     "batch does not divide": ("  micro_batch_size: 1", "  micro_batch_size: 3", ["sft.global_batch_size: found 2", "multiple of sft.micro_batch_size (3)"]),
-    "all held out": ("held_out: 4", "held_out: 200", ["tokenize.dpo.held_out: found 200", "less than tokenize.dpo.limit"]),
+    "a source without a share": ("      alpaca_demo:\n        limit", "      alpaca:\n        limit", ["data.sft.mix: found ['alpaca']", "data.sft.sources, ['alpaca_demo']"]),
+    "unknown format": ("format: alpaca", "format: alpacca", ["data.sft.sources.alpaca_demo.format: found 'alpacca'", "'alpaca', 'sharegpt'"]),
+    "no weight": ("        weight: 1.0", "        weight: 0", ["data.sft.mix.alpaca_demo.weight: found 0", "greater than 0"]),
+    "unknown policy": ("    overlong: drop", "    overlong: skip", ["tokenize.sft.overlong: found 'skip'", "'drop', 'truncate' or 'error'"]),
+    "no column": ("    gsm8k: question\n", "", ["contamination.columns: found no 'gsm8k'", "each of evaluate.benchmarks"]),
     "not yaml": ("seed: 42", "seed: [42", ["not YAML"]),
-    "attention that cannot keep packed examples apart": ("attention: sdpa", "attention: eager", ["model.attention: found 'eager'", "packing"]),
+    "attention that cannot keep packed examples apart": ("attention: sdpa", "attention: eager", ["model.attention: found 'eager'", "tokenize.sft.packing", "see each other"]),
     "unknown kind": ("kind: pypi", "kind: ftp", ["model.source: found", "'hub', 'pypi', 'local'"]),
 }  # fmt: skip
 
@@ -61,6 +65,17 @@ def test_broken_params_are_named(case, tmp_path):
         params.load(file)
     for part in [str(file), *expected]:
         assert part in str(error.value), f"{part!r} is not in: {error.value}"
+
+
+@pytest.mark.parametrize("file", ["params.yaml", "recipes/qwen3-4b.yaml"])
+def test_an_override_changes_one_line(file, tmp_path):
+    """`dvc exp run -S` writes the whole file anew; the committed ones are in the form that it writes."""
+    from dvc.utils.hydra import apply_overrides
+
+    copy = tmp_path / "params.yaml"
+    copy.write_text((ROOT / file).read_text())
+    apply_overrides(copy, ["seed=43"])
+    assert copy.read_text() == (ROOT / file).read_text().replace("seed: 42", "seed: 43")
 
 
 def test_a_branch_in_place_of_a_commit_is_refused(tmp_path):

@@ -8,18 +8,23 @@ from tests.test_compare import write_scores
 
 SFT = {"held_out_loss_before": 2.0, "held_out_loss_after": 1.5, "held_out_tokens": 99, "train_loss_first": 2.1, "train_loss_last": 1.4, "train_rows": 7, "train_tokens": 1234.0, "steps": 5}
 PART = {"pairs": 4, "reward_margin_before": 0.0, "reward_margin_after": 0.125, "reward_accuracy_before": 0.5, "reward_accuracy_after": 0.75, "loss_before": 0.6931, "loss_after": 0.6}
-DATA = {"rows_raw": 10, "rows_empty": 0, "rows_duplicate": 1, "rows_overlong": 1, "rows_over_limit": 2, "rows_train": 4, "rows_held_out": 2}
+COUNTS = {"raw": 20, "over_limit": 2, "invalid": 1, "no_preference": 0, "overlong": 3, "without_labels": 0, "contaminated": 0, "duplicate": 1, "near_duplicate": 1, "not_drawn": 0, "held_out": 2, "train": 10}
+PART_OF_DATA = {"rows": COUNTS, "tokens": {"train": 1234}}
+DATA = {"total": PART_OF_DATA, "sources": {"rows": PART_OF_DATA}, "shards": {"train": {"rows": 3, "tokens": 1234, "filled": 0.9}}}
 
 
 @pytest.fixture
 def metrics(tmp_path, settings):
     for name in settings.evaluate.benchmarks:
-        write_scores(tmp_path, name, {"base": [1, 0] * 20, "sft": [1, 0] * 20, "dpo": [1] * 40 if name == "gsm8k" else [0, 1] * 20})
-    compare.run(settings.evaluate.benchmarks, tmp_path / "metrics", tmp_path / "evals", tmp_path / "metrics" / "summary.json", tmp_path / "scores.json")
+        write_scores(tmp_path, name, {"base": [1, 0] * 20, "sft": [1, 0] * 20, "dpo": [1] * 40 if name == "gsm8k" else [0, 1] * 20}, contaminated=(3,))
+    folders = [tmp_path / name for name in ("metrics", "evals", "contamination")]
+    compare.run(settings.evaluate.benchmarks, *folders, tmp_path / "metrics" / "summary.json", tmp_path / "scores.json")
     write_json(tmp_path / "metrics" / "train" / "sft.json", SFT)
     write_json(tmp_path / "metrics" / "train" / "dpo.json", {f"{part}_{key}": value for part in ("train", "held_out") for key, value in PART.items()} | {"steps": 3, "train_tokens": 55.0})
     for name in ("sft", "dpo"):
         write_json(tmp_path / "metrics" / "data" / f"{name}.json", DATA)
+    found = {name: {"rows": 1000, "rows_contaminated": 1, "rows_with_13_gram": 1, "rows_too_short": 7} for name in settings.evaluate.benchmarks}
+    write_json(tmp_path / "metrics" / "data" / "contamination.json", {"benchmarks": found, "training": {"sft.rows": {"rows": 20, "rows_contaminated": 1}}})
     return tmp_path / "metrics"
 
 
@@ -29,10 +34,11 @@ def test_the_numbers_are_those_of_the_metrics(metrics, settings, tmp_path):
     summary = read_json(metrics / "summary.json")
     for name, models in summary["scores"].items():
         for value in models.values():
-            assert f"{100 * value['score']:.1f} ± {100 * 1.96 * value['stderr']:.1f}" in text, name
+            assert f"{round(100 * value['score'], 6):.1f} ± {round(196 * value['stderr'], 6):.1f}" in text, name
     assert "| SFT loss, held-out | 2.0000 | 1.5000 | 99 tokens |" in text
     assert "| DPO reward accuracy, held-out pairs | 0.5000 | 0.7500 | 4 pairs |" in text
-    assert "| SFT | 10 | 0 | 1 | 1 | 2 | 4 | 2 |" in text
+    assert "| SFT: rows | 20 | 2 | 1 | 0 | 3 | 0 | 0 | 1 | 1 | 0 | 2 | 10 | 1,234 |" in text
+    assert "| GSM8K | 1,000 | 1 | 7 | 39 |" in text and "sft.rows 1 of 20" in text
 
 
 def test_only_supported_differences_are_called_gains(metrics, settings, tmp_path):

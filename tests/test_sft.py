@@ -1,12 +1,15 @@
 """SFT: learns what the rows say, packs without leaks, and leaves the same bytes twice."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, GenerationConfig
 
 from stages import modeling
-from stages.chat import load_tokenizer, render
+from stages.chat import load_tokenizer
 from tests import steps
 from tests.conftest import changed
 from tests.tiny import ROOT, WORDS, alpaca_rows
@@ -28,7 +31,7 @@ def answers(model, tokenizer, prompts: list[str]) -> list[str]:
     """Greedy answers, up to the end of the turn."""
     found = []
     for prompt in prompts:
-        ids = torch.tensor([tokenizer.encode(render(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True))])
+        ids = torch.tensor([tokenizer.encode(tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True))])
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
         found.append(tokenizer.decode(out[0, ids.shape[1] :]))
     return found
@@ -38,7 +41,7 @@ def test_a_rule_is_learned_and_turns_end(settings, model, tmp_path):
     settings = changed(
         settings,
         {
-            "tokenize.sft.limit": None, "tokenize.sft.held_out": 60, "lora.r": 16, "lora.alpha": 32, "lora.dropout": 0.0,
+            "tokenize.sft.held_out": 60, "lora.r": 16, "lora.alpha": 32, "lora.dropout": 0.0,
             "sft.learning_rate": 1e-2, "sft.epochs": 10.0, "sft.global_batch_size": 4, "sft.warmup_ratio": 0.1,
         },
     )  # fmt: skip
@@ -51,6 +54,19 @@ def test_a_rule_is_learned_and_turns_end(settings, model, tmp_path):
     found = answers(tuned, load_tokenizer(model, ROOT / "templates" / "chatml.jinja"), [row["instruction"] for row in unseen])
     right = sum(answer == row["output"] + "<|im_end|>" for answer, row in zip(found, unseen, strict=True))
     assert right / len(unseen) >= 0.95, found
+    as_a_user_would(tmp_path / "sft", unseen[:8])
+
+
+def as_a_user_would(adapter: Path, rows: list[dict]) -> None:
+    """Load the adapter's folder with the libraries alone: its template asks, and its generation config stops."""
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    model = AutoPeftModelForCausalLM.from_pretrained(adapter, generation_config=GenerationConfig.from_pretrained(adapter))
+    for row in rows:
+        chat = [{"role": "user", "content": row["instruction"]}]
+        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        out = model.generate(**inputs, max_new_tokens=50, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        assert len(out) < 10 and out[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(out, skip_special_tokens=True) in RULE.values()
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
@@ -62,7 +78,7 @@ def test_packed_logits_equal_unpacked_logits(quantization, settings, model, tmp_
     settings = changed(settings, {"model.quantization": quantization})
     steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
     base = modeling.load_base(model, settings.model)
-    for row in training.dataset(tmp_path / "sft_tokens" / "train.parquet"):
+    for row in training.shards(tmp_path / "sft_tokens", "train"):
         batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([row])
         with torch.no_grad():
             packed = base(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]

@@ -3,19 +3,14 @@
 import hashlib
 import io
 import json
-import os
-import subprocess
-import sys
 import tarfile
 import zipfile
 
 import pytest
 
 from stages import InputError
-from stages.params import LocalSource, PypiSource, SftData
-from stages.records import read_parquet
-from stages.sources import fetch_tables, fetched, read_rows
-from tests.tiny import ROOT
+from stages.params import LocalSource, PypiSource
+from stages.sources import fetched
 
 
 @pytest.fixture
@@ -108,19 +103,6 @@ def test_no_network(monkeypatch, tmp_path):
         pass
 
 
-def test_no_hub():
-    """In a process of its own: the Hub client reads its settings when it is imported."""
-    code = (
-        "from stages import command, sources\nfrom stages.params import HubSource\n"
-        "source = HubSource(kind='hub', repo='some/rows', repo_type='dataset', revision='0' * 40, files=['*.json'])\n"
-        "command(lambda: sources.fetched(source).__enter__())"
-    )
-    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, text=True, capture_output=True)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert f"error: some/rows at {'0' * 40}: the Hub gave no files" in result.stderr and "check the network" in result.stderr
-
-
 def test_a_member_cannot_leave_the_folder(index, tmp_path):
     digest = add_wheel(index, {"rows/../../../escaped.json": "[]"})
     with pytest.raises(InputError, match="points outside the archive"), fetched(source(digest, "rows")):
@@ -128,36 +110,6 @@ def test_a_member_cannot_leave_the_folder(index, tmp_path):
     assert not list(tmp_path.rglob("escaped.json"))
 
 
-def test_rows_become_parquet_with_their_own_columns(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"b": "x", "a": {"n": 1}}\n\n{"b": "y", "a": {"n": 2}}\n')
-    item = SftData(name="mine", format="alpaca", source=LocalSource(kind="local", path=str(tmp_path / "rows.jsonl")))
-    fetch_tables([item], tmp_path / "out")
-    assert read_parquet(tmp_path / "out" / "mine.parquet").to_pylist() == [{"b": "x", "a": {"n": 1}}, {"b": "y", "a": {"n": 2}}]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("a.json", b"[]", "local source has no rows"),
-        ("a.json", b"", "a.json: not json"),
-        ("a.json", b'[{"x": 1}', "a.json: not json"),
-        ("a.json", b'{"x": 1}', "a.json: found dict, expected a list of rows"),
-        ("a.json", b'[{"x": 1}, 2]', "a.json, row 1: found int"),
-        ("a.json", b'[{"x": 1}, {"x": "one"}]', "a column mixes types"),
-        ("a.json", b'[{"x": "\xff"}]', "a.json: not json"),
-        ("a.parquet", b"PAR1", "a.parquet: not a Parquet file"),
-        ("a.csv", b"x", "a.csv: expected a file that ends in .json"),
-    ],
-)
-def test_a_broken_source_is_named_and_nothing_is_left(name, content, expected, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    item = SftData(name="mine", format="alpaca", source=LocalSource(kind="local", path=str(tmp_path / name)))
-    with pytest.raises(InputError, match=expected.replace(".", r"\.")):
-        fetch_tables([item], tmp_path / "out")
-    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
-
-
 def test_a_missing_local_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.json: no such file or folder; correct `path`"), fetched(LocalSource(kind="local", path="nowhere.json")):
         pass
-    assert read_rows.__doc__

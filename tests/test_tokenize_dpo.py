@@ -1,40 +1,69 @@
 """Tokenizing preference pairs."""
 
+import json
+
 import pytest
 
-from stages import InputError
+from stages import training
+from stages.chat import tokenize_pairs
+from stages.formats import to_pair
 from stages.records import read_parquet
-from tests import steps
+from tests import golden, steps
 from tests.conftest import changed
 from tests.tiny import preference_rows
 
 
-def test_pairs_keep_prompt_and_answers(settings, model, tokenizer, tmp_path):
-    settings = changed(settings, {"tokenize.dpo.limit": None})
-    ledger = steps.tokenize_dpo(settings, model, preference_rows(), tmp_path)
-    rows = [row for part in ("train", "held_out") for row in read_parquet(tmp_path / "dpo_tokens" / f"{part}.parquet").to_pylist()]
-    found = {tuple(tokenizer.decode(row[key]) for key in ("prompt_ids", "chosen_ids", "rejected_ids")) for row in rows}
-    assert found == {
-        (
-            f"<|im_start|>user\n{row['conversations'][0]['value']}<|im_end|>\n<|im_start|>assistant\n",
-            row["chosen"]["value"] + "<|im_end|>",
-            row["rejected"]["value"] + "<|im_end|>",
-        )
-        for row in preference_rows()
-    }
-    assert (ledger["rows_raw"], ledger["rows_train"], ledger["rows_held_out"]) == (24, 20, 4)
+def pairs(folder):
+    return [row for part in ("train", "held_out") for row in training.shards(folder / "dpo_tokens", part)]
 
 
-def test_a_long_answer_drops_the_pair(settings, model, tmp_path):
+def key(row):
+    return sorted(row.items())
+
+
+def dropped(folder):
+    return [(row["row"], row["reason"]) for row in read_parquet(folder / "dpo_dropped.parquet").to_pylist()]
+
+
+def test_every_pair_is_there_once(settings, model, tokenizer, tmp_path):
     rows = preference_rows()
-    rows[3]["rejected"]["value"] = "dog " * 200
-    with pytest.raises(InputError, match=r"tokenize\.dpo\.max_dropped: 1 of 24 rows \(4\.2%\)"):
-        steps.tokenize_dpo(settings, model, rows, tmp_path)
-    assert steps.tokenize_dpo(changed(settings, {"tokenize.dpo.max_dropped": 0.05}), model, rows, tmp_path)["rows_overlong"] == 1
+    ledger = steps.tokenize_dpo(settings, model, rows, tmp_path)
+    expected = tokenize_pairs(tokenizer, [to_pair(row, "sharegpt") for row in rows])
+    assert sorted(pairs(tmp_path), key=key) == sorted(expected, key=key)
+    total = ledger["total"]
+    assert total["rows"]["train"] == 20 and total["rows"]["held_out"] == 4
+    assert total["tokens"]["raw"] == sum(len(ids) for row in expected for ids in row.values())
+    assert total["tokens"]["with_labels"] == sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in expected)
 
 
-def test_a_row_with_an_unknown_role_is_named(settings, model, tmp_path):
-    rows = preference_rows()
-    rows[2]["chosen"]["from"] = "robot"
-    with pytest.raises(InputError, match=r"pairs\.parquet, row 2: `from` is 'robot', expected one of"):
-        steps.tokenize_dpo(settings, model, rows, tmp_path)
+def test_pairs_without_a_preference_leave(settings, model, tmp_path):
+    same = preference_rows()[0] | {"rejected": preference_rows()[0]["chosen"]}
+    long = {"from": "gpt", "value": "red " * 200}
+    alike = {"conversations": [{"from": "human", "value": "go"}], "chosen": long, "rejected": {"from": "gpt", "value": long["value"] + "cat"}}
+    long_prompt = {"conversations": [{"from": "human", "value": "go " * 200}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}
+    rows = [*preference_rows(), same, alike, long_prompt, preference_rows()[2]]
+    settings = changed(settings, {"tokenize.dpo.overlong": "truncate", "tokenize.dpo.max_dropped": 0.2})
+    ledger = steps.tokenize_dpo(settings, model, rows, tmp_path)
+    assert dropped(tmp_path) == [(24, "no_preference"), (25, "no_preference"), (26, "without_labels"), (27, "duplicate")]
+    assert ledger["total"]["rows"]["no_preference"] == 2 and ledger["total"]["rows"]["train"] == 20
+
+
+def test_answers_are_cut_to_what_the_prompt_leaves(settings, model, tokenizer, tmp_path):
+    long = {"conversations": [{"from": "human", "value": "go"}], "chosen": {"from": "gpt", "value": "red " * 200}, "rejected": {"from": "gpt", "value": "cat"}}
+    steps.tokenize_dpo(changed(settings, {"tokenize.dpo.overlong": "truncate"}), model, [*preference_rows(), long], tmp_path)
+    (whole,) = tokenize_pairs(tokenizer, [to_pair(long, "sharegpt")])
+    (cut,) = (row for row in pairs(tmp_path) if row["prompt_ids"] == whole["prompt_ids"])
+    assert cut["chosen_ids"] == whole["chosen_ids"][: 128 - len(whole["prompt_ids"])] and cut["rejected_ids"] == whole["rejected_ids"]
+
+
+def test_overlong_pairs_leave(settings, model, tmp_path):
+    long = preference_rows()[0] | {"rejected": {"from": "gpt", "value": "red " * 200}}
+    ledger = steps.tokenize_dpo(changed(settings, {"tokenize.dpo.max_dropped": 0.05}), model, [*preference_rows(), long], tmp_path)
+    assert ledger["total"]["rows"]["overlong"] == 1 and dropped(tmp_path) == [(24, "overlong")]
+
+
+@pytest.mark.parametrize("name", golden.PAIRS)
+def test_every_format_goes_through(name, settings, model, tokenizer, tmp_path):
+    rows = [json.loads(json.dumps(golden.PAIRS[name]).replace("cat", f"cat {n}").replace("green", f"green {n}").replace("red\"", f"red {n}\"")) for n in range(12)]
+    steps.tokenize_dpo(changed(settings, {"data.preferences.sources.pairs.format": name}), model, rows, tmp_path)
+    assert sorted(pairs(tmp_path), key=key) == sorted(tokenize_pairs(tokenizer, [to_pair(row, name) for row in rows]), key=key)

@@ -1,20 +1,26 @@
 """Tokenizing instruction data: every row accounted for, nothing trained on but answers, nothing lost by packing."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 
-from stages import InputError, params
-from stages.chat import IGNORED, SFT_FORMATS, load_tokenizer, tokenize
+from stages import InputError, params, training
+from stages.chat import IGNORED, load_tokenizer, tokenize
+from stages.formats import to_conversation
 from stages.records import read_parquet
-from stages.sources import fetched, read_rows
-from tests import steps
+from stages.tables import write_table
+from tests import golden, steps
 from tests.conftest import changed
 from tests.tiny import ROOT, alpaca_rows
 
 
-def examples(file) -> list[tuple[list[int], list[int]]]:
+def examples(folder, part) -> list[tuple[list[int], list[int]]]:
     """Each packed example's ids and labels."""
     found = []
-    for row in read_parquet(file).to_pylist():
+    for row in training.shards(folder, part):
         start = 0
         assert sum(row["seq_lengths"]) == len(row["input_ids"]) == len(row["labels"])
         for length in row["seq_lengths"]:
@@ -23,58 +29,255 @@ def examples(file) -> list[tuple[list[int], list[int]]]:
     return found
 
 
+def all_examples(folder):
+    return examples(folder, "train") + examples(folder, "held_out")
+
+
+def expected_examples(tokenizer, rows, name="alpaca"):
+    return [(row["input_ids"], row["labels"]) for row in tokenize(tokenizer, [to_conversation(row, name) for row in rows])]
+
+
+def dropped(folder, name="sft") -> list[tuple[int, str, str]]:
+    return [(row["row"], row["reason"], row["detail"]) for row in read_parquet(folder / f"{name}_dropped.parquet").to_pylist()]
+
+
+def content(folder) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
 @pytest.mark.parametrize("packing", [True, False])
 def test_every_example_is_whole_and_there_once(packing, settings, model, tokenizer, tmp_path):
-    settings = changed(settings, {"tokenize.sft.packing": packing, "tokenize.sft.limit": None})
+    settings = changed(settings, {"tokenize.sft.packing": packing})
     rows = alpaca_rows()
     ledger = steps.tokenize_sft(settings, model, rows, tmp_path)
-    found = examples(tmp_path / "sft_tokens" / "train.parquet") + examples(tmp_path / "sft_tokens" / "held_out.parquet")
-    expected = [tokenize(tokenizer, SFT_FORMATS["alpaca"](row)) for row in rows]
-    assert sorted(found) == sorted(expected)
-    assert ledger["tokens_kept"] == sum(len(ids) for ids, _ in expected)
-    assert ledger["tokens_with_labels"] == sum(label != IGNORED for _, labels in expected for label in labels)
-    lengths = [len(row["input_ids"]) for row in read_parquet(tmp_path / "sft_tokens" / "train.parquet").to_pylist()]
+    expected = expected_examples(tokenizer, rows)
+    assert sorted(all_examples(tmp_path / "sft_tokens")) == sorted(expected)
+    assert ledger["total"]["tokens"]["raw"] == sum(len(ids) for ids, _ in expected)
+    assert ledger["total"]["tokens"]["with_labels"] == sum(label != IGNORED for _, labels in expected for label in labels)
+    lengths = [len(row["input_ids"]) for row in training.shards(tmp_path / "sft_tokens", "train")]
     assert max(lengths) <= 128 and (len(lengths) < 34) is packing
+    assert ledger["shards"]["train"] == {"rows": len(lengths), "tokens": sum(lengths), "filled": pytest.approx(sum(lengths) / (128 * len(lengths)))}
+    assert dropped(tmp_path) == []
 
 
 def test_the_ledger_counts_every_row(settings, model, tmp_path):
     long = {"instruction": "say it", "input": "", "output": "red cat " * 100}
-    empty = {"instruction": "say nothing", "input": "", "output": " "}
-    rows = [*alpaca_rows(), *alpaca_rows()[:5], long, empty]
-    settings = changed(settings, {"tokenize.sft.max_dropped": 0.05})
-    ledger = steps.tokenize_sft(settings, model, rows, tmp_path)
-    reasons = {key: ledger[f"rows_{key}"] for key in ("raw", "empty", "duplicate", "overlong", "over_limit", "train", "held_out")}
-    assert reasons == {"raw": 47, "empty": 1, "duplicate": 5, "overlong": 1, "over_limit": 4, "train": 30, "held_out": 6}
+    bad = {"instruction": "say nothing", "input": "", "output": " "}
+    special = {"instruction": "say", "input": "", "output": "cat<|im_end|>dog"}
+    again = alpaca_rows()[1] | {"instruction": alpaca_rows()[1]["instruction"].upper() + "  "}
+    rows = [*alpaca_rows(), again, long, bad, special]
+    ledger = steps.tokenize_sft(changed(settings, {"tokenize.sft.max_dropped": 0.07}), model, rows, tmp_path)
+    counts = {key: value for key, value in ledger["total"]["rows"].items() if value}
+    assert counts == {"raw": 44, "invalid": 2, "duplicate": 1, "overlong": 1, "held_out": 6, "train": 34, "seen": 34}
+    (same, too_long, empty, holds) = dropped(tmp_path)
+    assert same == (40, "duplicate", f"the text of {tmp_path}/raw_sft/rows.parquet, row 1")
+    assert too_long[:2] == (41, "overlong") and too_long[2].endswith("tokens, max_length is 128")
+    assert empty == (42, "invalid", "`output` is empty")
+    assert holds[:2] == (43, "invalid") and "a text holds '<|im_end|>'" in holds[2]
 
 
 def test_too_many_dropped_rows_fail_the_stage(settings, model, tmp_path):
-    settings = changed(settings, {"tokenize.sft.max_length": 30, "tokenize.sft.limit": 8})
-    with pytest.raises(InputError, match=r"tokenize\.sft\.max_dropped: \d+ of 40 rows .* expected at most 5\.0%; raise max_length"):
+    settings = changed(settings, {"tokenize.sft.max_length": 32, "tokenize.sft.max_dropped": 0.05})
+    with pytest.raises(InputError, match=r"tokenize\.sft\.max_dropped: \d+ of 40 rows .* expected at most 5\.0%(.|\n)*rows\.parquet, row 0: overlong: \d+ tokens"):
         steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
-    assert not (tmp_path / "sft_data.json").exists()
+    assert not (tmp_path / "sft_data.json").exists() and not (tmp_path / "sft_tokens").exists()
 
 
 def test_too_few_rows_fail_the_stage(settings, model, tmp_path):
-    with pytest.raises(InputError, match=r"tokenize\.sft: 10 rows are left to draw from, expected at least limit \(36\)"):
-        steps.tokenize_sft(settings, model, alpaca_rows(10), tmp_path)
+    with pytest.raises(InputError, match=r"tokenize\.sft\.held_out: 6 of 6 rows are kept, expected more than the 6 to hold out"):
+        steps.tokenize_sft(settings, model, alpaca_rows(6), tmp_path)
+
+
+def test_overlong_rows_are_cut_or_refused_as_the_params_say(settings, model, tokenizer, tmp_path):
+    long = {"instruction": "say it", "input": "", "output": "red cat " * 100}
+    no_answer = {"instruction": "say it " * 100, "input": "", "output": "red"}
+    rows = [*alpaca_rows(), long, no_answer]
+    cut = changed(settings, {"tokenize.sft.overlong": "truncate", "tokenize.sft.max_dropped": 0.05, "tokenize.sft.packing": False})
+    ledger = steps.tokenize_sft(cut, model, rows, tmp_path)
+    (ids, labels) = next(example for example in all_examples(tmp_path / "sft_tokens") if len(example[0]) == 128)
+    whole = expected_examples(tokenizer, [long])[0]
+    assert (ids, labels) == (whole[0][:128], whole[1][:128])
+    assert ledger["total"]["rows"]["truncated"] == 1 and ledger["total"]["tokens"]["cut_off"] == len(whole[0]) - 128
+    assert ledger["total"]["rows"]["without_labels"] == 1 and dropped(tmp_path)[0][:2] == (41, "without_labels")
+    with pytest.raises(InputError, match=r"rows\.parquet, row 40: \d+ tokens, max_length is 128, and tokenize\.sft\.overlong is error"):
+        steps.tokenize_sft(changed(settings, {"tokenize.sft.overlong": "error"}), model, rows, tmp_path)
+
+
+def test_near_duplicates_leave_when_asked_to(settings, model, tmp_path):
+    words = "red blue green one two three four big small cat dog bird tree house runs sings sleeps jumps".split()
+    first = {"instruction": " ".join(words), "input": "", "output": "the cat and the dog"}
+    rows = [*alpaca_rows(), first, first | {"output": "the cat and the bird"}]
+    for near, count in ((None, 0), (0.6, 1)):
+        ledger = steps.tokenize_sft(changed(settings, {"tokenize.sft.deduplicate.near": near}), model, rows, tmp_path)
+        assert ledger["total"]["rows"]["near_duplicate"] == count
+    assert dropped(tmp_path) == [(41, "near_duplicate", f"nearly the text of {tmp_path}/raw_sft/rows.parquet, row 40")]
 
 
 def test_the_draw_follows_the_seed_alone(settings, model, tmp_path):
-    def tokens(name, seed):
-        steps.tokenize_sft(changed(settings, {"seed": seed}), model, alpaca_rows(), tmp_path / name)
-        return (tmp_path / name / "sft_tokens" / "train.parquet").read_bytes()
+    def tokens(name, seed, **values):
+        steps.tokenize_sft(changed(settings, {"seed": seed, **values}), model, alpaca_rows(), tmp_path / name)
+        return content(tmp_path / name / "sft_tokens")
 
     assert tokens("a", 1) == tokens("b", 1) != tokens("c", 2)
 
 
-def test_labels_of_real_rows_are_the_answers(model):
+def test_several_sources_give_what_their_mix_says(settings, model, tokenizer, tmp_path):
+    """Limits and weights by source, in any format; a change in one source draws no other rows from another."""
+    many = alpaca_rows(60)
+    chats = [{"conversations": [{"from": "human", "value": f"cat {n}"}, {"from": "gpt", "value": f"dog {n}"}]} for n in range(20)]
+
+    def run(weight):
+        source = {"kind": "local", "path": "-"}
+        data = {
+            "sources": {"rows": {"source": source, "format": "alpaca"}, "chats": {"source": source, "format": "sharegpt"}},
+            "mix": {"rows": {"limit": 30, "weight": 0.5}, "chats": {"limit": None, "weight": weight}},
+            "exclude_contaminated": False,
+        }
+        from stages.records import write_parquet
+
+        write_parquet(tmp_path / "raw_sft" / "chats.parquet", chats)
+        return steps.tokenize_sft(changed(settings, {"data.sft": data}), model, many, tmp_path)
+
+    ledger = run(2.5)
+    rows, chat = ledger["sources"]["rows"]["rows"], ledger["sources"]["chats"]["rows"]
+    assert rows["raw"] == 60 and rows["over_limit"] == 30 and rows["held_out"] + chat["held_out"] == 6
+    assert rows["train"] == rows["seen"] == round(0.5 * (30 - rows["held_out"])) and rows["not_drawn"] == 30 - rows["held_out"] - rows["train"]
+    assert chat["train"] == 20 - chat["held_out"] and chat["seen"] == 2 * chat["train"] + round(0.5 * chat["train"])
+    found = examples(tmp_path / "sft_tokens", "train")
+    own = [found.count(example) for example in expected_examples(tokenizer, chats, "sharegpt")]
+    assert sorted(set(own)) in ([0, 2, 3], [2, 3])
+    from_rows = sorted(example for example in expected_examples(tokenizer, many) if example in found)
+    run(1.0)
+    assert sorted(example for example in expected_examples(tokenizer, many) if example in examples(tmp_path / "sft_tokens", "train")) == from_rows
+
+
+def test_contaminated_rows_leave_when_asked_to(settings, model, tmp_path):
+    from stages.contamination import MATCH
+    from stages.records import write_parquet
+
+    match = {"doc_id": 5, "data": "sft", "source": "rows", "row": 3, "coverage": 1.0, "longest": 20}
+    write_parquet(tmp_path / "contamination" / "gsm8k.parquet", [match, match | {"data": "preferences", "row": 4}], MATCH)
+    for exclude, count in ((False, 0), (True, 1)):
+        ledger = steps.tokenize_sft(changed(settings, {"data.sft.exclude_contaminated": exclude}), model, alpaca_rows(), tmp_path)
+        assert ledger["total"]["rows"]["contaminated"] == count
+    assert dropped(tmp_path) == [(3, "contaminated", "holds row 5 of gsm8k")]
+
+
+BYTES_CODE = """
+import sys
+from pathlib import Path
+from stages import params
+from tests import steps, tiny
+from tests.conftest import changed
+if __name__ == "__main__":
+    world, out, processes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    settings = changed(params.load(world / "params.yaml"), {"tokenize.sft.deduplicate.near": 0.3, "tokenize.sft.held_out": 100})
+    steps.tokenize_sft(settings, world / "tiny" / "model", tiny.alpaca_rows(1800), out, processes)
+    steps.tokenize_dpo(settings, world / "tiny" / "model", tiny.preference_rows(1200), out, processes)
+"""
+
+
+def test_no_number_of_processes_and_no_hash_seed_changes_a_byte(world, tmp_path):
+    found = []
+    for processes, seed in ((1, "0"), (3, "random")):
+        folder = tmp_path / str(processes)
+        command = [sys.executable, "-c", BYTES_CODE, str(world), str(folder), str(processes)]
+        result = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": seed}, text=True, capture_output=True)
+        assert result.returncode == 0, result.stderr
+        ledgers = {name: json.loads((folder / name).read_text()) for name in ("sft_data.json", "dpo_data.json")}
+        found.append((content(folder / "sft_tokens"), content(folder / "dpo_tokens"), ledgers))
+    assert found[0] == found[1]
+    assert found[0][2]["sft_data.json"]["total"]["rows"]["near_duplicate"] > 0
+
+
+def test_rows_fill_when_packed(settings, model, tmp_path):
+    """Alpaca-like lengths at 2048: whole examples fill at least 0.99 of the slots, over several shards."""
+    import random
+
+    rng = random.Random(0)
+    rows = [{"instruction": f"say {n}", "input": "", "output": " ".join(rng.choices(["cat", "dog"], k=1 + int(rng.expovariate(1 / 60))))} for n in range(9_000)]
+    ledger = steps.tokenize_sft(changed(settings, {"tokenize.sft.max_length": 2048, "tokenize.sft.max_dropped": 0.0}), model, rows, tmp_path)
+    shards = sorted(file.name for file in (tmp_path / "sft_tokens").iterdir())
+    assert shards == ["held_out-00000.arrow", "train-00000.arrow", "train-00001.arrow"]
+    assert ledger["shards"]["train"]["filled"] >= 0.99
+    firsts = [row["seq_lengths"][0] for row in training.shards(tmp_path / "sft_tokens", "train")]
+    assert firsts != sorted(firsts, reverse=True)
+
+
+GOOD = [json.dumps({"instruction": f"say {n}", "input": "", "output": "red cat"}).encode() for n in range(200)]
+BAD = {
+    "a missing key": (b'{"instruction": "say", "input": ""}', "`output` is missing"),
+    "a wrong type": (b'{"instruction": "say", "input": "", "output": ["a"]}', "`output` is a list, expected a text as in most rows"),
+    "an empty answer": (b'{"instruction": "say", "input": "", "output": ""}', "`output` is empty"),
+    "no object": (b'["say"]', "the row is a list, expected an object"),
+    "broken JSON": (b'{"instruction": "say', "line 101 is not JSON"),
+    "invalid UTF-8": (b'{"instruction": "say", "input": "", "output": "caf\xe9"}', "`output` holds the byte 0xe9, which is not UTF-8"),
+    "NUL": (b'{"instruction": "say", "input": "", "output": "a\\u0000b"}', "`output` holds a NUL character"),
+    "a lone surrogate": (b'{"instruction": "say", "input": "", "output": "\\ud800"}', "`output` holds the lone surrogate U+D800"),
+    "a 1 MB line": (b'{"instruction": "say", "input": "", "output": "' + b"cat " * 250_000 + b'"}', "tokens, max_length is 128"),
+    "deep nesting": (b"[" * 100_000 + b"]" * 100_000, "line 101 is not JSON"),
+    "a huge number": (b'{"instruction": 1' + b"0" * 30 + b"}", "`instruction` is a number"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_ends_in_the_ledger_or_fails_the_stage(name, settings, model, tmp_path):
+    line, expected = BAD[name]
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"\n".join([*GOOD[:100], line, *GOOD[100:]]) + b"\n")
+    check_bad_row(file, expected, settings, model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        ([{"from": "gpt", "value": "red"}], "turn 0 is the assistant's, expected the user's"),
+        ([{"from": "human", "value": "red"}] * 2, "turn 1 is the user's, expected the assistant's"),
+        ([{"from": ("human", "gpt")[n % 2], "value": "cat"} for n in range(10_000)], "tokens, max_length is 128"),
+    ],
+)
+def test_bad_turns_end_in_the_ledger_or_fail_the_stage(turns, expected, settings, model, tmp_path):
+    chats = [{"conversations": [{"from": "human", "value": f"say {n}"}, {"from": "gpt", "value": "red cat"}]} for n in range(200)]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([*chats[:100], {"conversations": turns}, *chats[100:]]))
+    check_bad_row(file, expected, changed(settings, {"data.sft.sources.rows.format": "sharegpt"}), model, tmp_path)
+
+
+def check_bad_row(file, expected, settings, model, folder):
+    raw = folder / "raw_sft" / "rows.parquet"
+    raw.parent.mkdir()
+    assert write_table(file, raw, "rows") == 201
+    paths = steps.tokenize_paths(model, folder, "sft")
+    from stages import tokenize_sft
+
+    with pytest.raises(InputError) as error:
+        tokenize_sft.run(settings, paths)
+    assert "tokenize.sft.max_dropped: 1 of 201 rows" in str(error.value)
+    assert f"{raw}, row 100: " in str(error.value) and expected in str(error.value)
+    tokenize_sft.run(changed(settings, {"tokenize.sft.max_dropped": 0.02}), paths)
+    ((row, reason, detail),) = dropped(folder)
+    assert row == 100 and reason == ("overlong" if "tokens" in expected else "invalid") and expected in detail
+
+
+@pytest.mark.parametrize("name", golden.ROWS)
+def test_every_format_goes_through(name, settings, model, tokenizer, tmp_path):
+    rows = [json.loads(json.dumps(golden.ROWS[name]).replace("cat", f"cat {n}").replace("34", f"34 {n}").replace("sings", f"sings {n}").replace("jumps", f"jumps {n}")) for n in range(12)]
+    steps.tokenize_sft(changed(settings, {"data.sft.sources.rows.format": name}), model, rows, tmp_path)
+    assert sorted(all_examples(tmp_path / "sft_tokens")) == sorted(expected_examples(tokenizer, rows, name))
+
+
+def test_labels_of_real_rows_are_the_answers(model, tmp_path):
     """All 999 rows of the package: decode what is trained on and compare with the answer and the end-of-turn token."""
-    tokenizer = load_tokenizer(model, ROOT / "templates" / "chatml.jinja")
-    with fetched(params.load(ROOT / "params.yaml").data.sft[0].source) as path:
-        rows = read_rows(path)
-    for row in rows:
-        ids, labels = tokenize(tokenizer, SFT_FORMATS["alpaca"](row))
-        trained = [label for label in labels if label != IGNORED]
-        assert tokenizer.decode(trained, clean_up_tokenization_spaces=False) == row["output"] + "<|im_end|>"
-        start = len(ids) - len(trained)
-        assert labels == [IGNORED] * start + ids[start:] and tokenizer.pad_token_id not in ids
+    from stages.tables import fetch_tables
+
+    fetch_tables(params.load(ROOT / "params.yaml").data.sft.sources, tmp_path / "raw")
+    rows = read_parquet(tmp_path / "raw" / "alpaca_demo.parquet").to_pylist()
+    assert len(rows) == 999
+    for template, end in (("chatml", "<|im_end|>"), ("alpaca", "<|endoftext|>")):
+        tokenizer = load_tokenizer(model, ROOT / "templates" / f"{template}.jinja")
+        for row, found in zip(rows, tokenize(tokenizer, [to_conversation(row, "alpaca") for row in rows]), strict=True):
+            ids, labels = found["input_ids"], found["labels"]
+            trained = [label for label in labels if label != IGNORED]
+            assert tokenizer.decode(trained, clean_up_tokenization_spaces=False) == row["output"] + end
+            start = len(ids) - len(trained)
+            assert labels == [IGNORED] * start + ids[start:] and tokenizer.pad_token_id not in ids

@@ -129,10 +129,11 @@ def tiny_params() -> dict:
     """The committed params.yaml with local sources and small numbers."""
     content = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
     content["model"]["source"] = {"kind": "local", "path": "tiny/model"}
-    content["data"]["sft"] = [{"name": "rows", "format": "alpaca", "source": {"kind": "local", "path": "tiny/alpaca.json"}}]
-    content["data"]["preferences"] = [{"name": "pairs", "format": "sharegpt", "source": {"kind": "local", "path": "tiny/preferences.json"}}]
-    content["tokenize"]["sft"] |= {"limit": 36, "held_out": 6, "max_length": 128}
-    content["tokenize"]["dpo"] |= {"limit": 20, "held_out": 4, "max_length": 128, "max_dropped": 0.0}
+    for data, name, form, file in (("sft", "rows", "alpaca", "alpaca.json"), ("preferences", "pairs", "sharegpt", "preferences.json")):
+        source = {"format": form, "source": {"kind": "local", "path": f"tiny/{file}"}}
+        content["data"][data] |= {"sources": {name: source}, "mix": {name: {"limit": None, "weight": 1.0}}}
+    content["tokenize"]["sft"] |= {"held_out": 6, "max_length": 128, "max_dropped": 0.0, "deduplicate": {"exact": True, "near": None}}
+    content["tokenize"]["dpo"] |= {"held_out": 4, "max_length": 128, "max_dropped": 0.0, "deduplicate": {"exact": True, "near": None}}
     content["lora"] |= {"r": 4, "alpha": 8}
     content["sft"] |= {"epochs": 1.0, "global_batch_size": 2, "micro_batch_size": 1}
     content["dpo"] |= {"steps": 3, "global_batch_size": 4, "micro_batch_size": 2}

@@ -1,0 +1,165 @@
+"""How fast and in how much memory raw rows become shards, beside TRL's own preparation of the same rows.
+
+    python -m perf.tokenize sft 10000 100000 1000000
+    python -m perf.tokenize dpo 10000 100000
+
+Needs models/base (`dvc repro fetch_model`) and a quiet machine. Rows are synthetic, of the words and lengths of the embedded
+Alpaca rows. Each side runs in a process of its own with as many workers; TRL gets its rows in the form that it likes best.
+Seconds are those of the work, imports left out; memory is the largest sum over all processes, shared pages counted once.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).parent.parent
+GROUP = 10_000
+MAX_LENGTH = {"sft": 2048, "dpo": 1024}
+
+
+def synthetic(kind: str, count: int, file: Path, conversational: bool) -> None:
+    """Rows drawn by seed, the same for both sides, in the format of the pipeline's source or of TRL's trainer."""
+    rng = random.Random(0)
+    rows = pq.read_table(ROOT / "data/raw/sft/alpaca_demo.parquet").to_pylist()
+    words = " ".join(f"{row['instruction']} {row['input']} {row['output']}" for row in rows).split()
+    lengths = [(len(row["instruction"].split()) + len(row["input"].split()), len(row["output"].split())) for row in rows]
+
+    def text(size: int) -> str:
+        start = rng.randrange(len(words) - size - 1)
+        middle = rng.randrange(size + 1)
+        other = rng.randrange(len(words) - size - 1)
+        return " ".join(words[start : start + middle] + words[other : other + size - middle])
+
+    writer = None
+    for start in range(0, count, GROUP):
+        group = []
+        for _ in range(start, min(start + GROUP, count)):
+            ask, answer = (max(1, size) for size in rng.choice(lengths))
+            answers = [text(answer), text(answer)]
+            group.append(row(kind, text(ask), answers, conversational))
+        table = pa.Table.from_pylist(group)
+        writer = writer or pq.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+    writer.close()
+
+
+def row(kind: str, prompt: str, answers: list[str], conversational: bool) -> dict:
+    turns = [{"role": "assistant", "content": answer} for answer in answers]
+    user = [{"role": "user", "content": prompt}]
+    if kind == "sft":
+        return {"prompt": user, "completion": turns[:1]} if conversational else {"instruction": prompt, "input": "", "output": answers[0]}
+    if conversational:
+        return {"prompt": user, "chosen": turns[:1], "rejected": turns[1:]}
+    return {"chosen": [*user, turns[0]], "rejected": [*user, turns[1]]}
+
+
+def ours(kind: str, file: Path, folder: Path, processes: int) -> float:
+    from stages import params, tokenize_dpo, tokenize_sft
+    from tests.conftest import changed
+
+    name = "sft" if kind == "sft" else "preferences"
+    entry = {"format": "alpaca" if kind == "sft" else "ultrafeedback", "source": {"kind": "local", "path": "-"}}
+    settings = changed(
+        params.load(ROOT / "params.yaml"),
+        {
+            f"data.{name}.sources": {file.stem: entry},
+            f"data.{name}.mix": {file.stem: {"limit": None, "weight": 1.0}},
+            f"tokenize.{kind}.deduplicate.near": None,
+            f"tokenize.{kind}.max_length": MAX_LENGTH[kind],
+        },
+    )
+    paths = argparse.Namespace(
+        raw=file.parent, base=ROOT / "models/base", templates=ROOT / "templates", contamination=folder, out=folder / "tokens",
+        dropped=folder / "dropped.parquet", metrics=folder / "metrics.json",
+    )  # fmt: skip
+    begin = time.monotonic()
+    (tokenize_sft if kind == "sft" else tokenize_dpo).run(settings, paths, processes)
+    return time.monotonic() - begin
+
+
+def trl(kind: str, file: Path, folder: Path, processes: int) -> float:
+    import datasets
+    from transformers import AutoModelForCausalLM
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    from stages.chat import load_tokenizer
+    from tests import tiny
+
+    tokenizer = load_tokenizer(ROOT / "models/base", ROOT / "templates/chatml.jinja")
+    model = AutoModelForCausalLM.from_pretrained(tiny.make_model(folder / "tiny"))
+    rows = datasets.load_dataset("parquet", data_files=str(file), split="train", cache_dir=str(folder / "cache"))
+    shared = {"output_dir": str(folder), "max_length": MAX_LENGTH[kind], "dataset_num_proc": processes, "report_to": "none", "use_cpu": True, "bf16": False}
+    begin = time.monotonic()
+    if kind == "sft":
+        SFTTrainer(model, SFTConfig(**shared, packing=True), train_dataset=rows, processing_class=tokenizer)
+    else:
+        DPOTrainer(model, args=DPOConfig(**shared), train_dataset=rows, processing_class=tokenizer)
+    return time.monotonic() - begin
+
+
+def measured(side: str, kind: str, file: Path, folder: Path, processes: int) -> dict:
+    """Run one side in a process of its own; its seconds, and the peak of what it and its children hold in memory."""
+    command = [sys.executable, "-m", "perf.tokenize", kind, "--side", side, "--file", str(file), "--folder", str(folder), "--processes", str(processes)]
+    environment = os.environ | {"HF_HOME": str(folder / "home"), "TMPDIR": str(folder)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    peak = [0]
+    watcher = threading.Thread(target=watch, args=(process, peak))
+    watcher.start()
+    output = process.communicate()[0]
+    watcher.join()
+    assert process.returncode == 0, output
+    return {"seconds": json.loads(output.splitlines()[-1])["seconds"], "peak_mib": peak[0] / 2**20}
+
+
+def watch(process: subprocess.Popen, peak: list[int]) -> None:
+    root = psutil.Process(process.pid)
+    while process.poll() is None:
+        total = 0
+        try:
+            for member in [root, *root.children(recursive=True)]:
+                total += member.memory_full_info().pss
+        except psutil.NoSuchProcess:
+            continue
+        peak[0] = max(peak[0], total)
+        time.sleep(0.25)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=["sft", "dpo"])
+    parser.add_argument("rows", type=int, nargs="*")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", choices=["ours", "trl"])
+    parser.add_argument("--side", choices=["ours", "trl"], help=argparse.SUPPRESS)
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        side = ours if arguments.side == "ours" else trl
+        print(json.dumps({"seconds": side(arguments.kind, arguments.file, arguments.folder, arguments.processes)}))
+        return
+    print("rows side seconds rows/s peak_MiB")
+    for count in arguments.rows:
+        for side in ("ours", "trl"):
+            if arguments.only in (None, side):
+                with tempfile.TemporaryDirectory(dir=ROOT / ".dvc" / "tmp") as folder:
+                    file = Path(folder) / "raw" / "rows.parquet"
+                    file.parent.mkdir()
+                    synthetic(arguments.kind, count, file, conversational=side == "trl")
+                    found = measured(side, arguments.kind, file, Path(folder), arguments.processes)
+                print(f"{count} {side} {found['seconds']:.1f} {count / found['seconds']:.0f} {found['peak_mib']:.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

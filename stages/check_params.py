@@ -1,0 +1,23 @@
+"""Check params.yaml as a whole, before any stage that a wrong value would cost its outs.
+
+The out is a constant: only a wrong file keeps the other stages from running, a changed one invalidates what reads it.
+"""
+
+import argparse
+from pathlib import Path
+
+from stages import command, hub, params
+from stages.records import write_text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    out = parser.parse_args().out
+    params.load(resolve=hub.commit_of)
+    write_text(out, "params.yaml is valid\n")
+    print("params.yaml is valid")
+
+
+if __name__ == "__main__":
+    command(main)

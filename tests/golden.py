@@ -1,0 +1,88 @@
+"""Golden tokens and label masks: a row of each format through both templates, as readable text.
+
+    python -m tests.golden      write tests/golden.txt anew
+
+What is trained on stands in [brackets]; tokens are told apart by a middle dot.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from stages.chat import IGNORED, load_tokenizer, tokenize, tokenize_pairs
+from stages.formats import PREFERENCE_FORMATS, SFT_FORMATS, to_conversation, to_pair
+from tests import tiny
+
+FILE = Path(__file__).with_suffix(".txt")
+
+ROWS = {
+    "alpaca": {"instruction": "say red cat", "input": "two dog", "output": "red cat two dog"},
+    "sharegpt": {
+        "conversations": [
+            {"from": "system", "value": "the small house"},
+            {"from": "human", "value": "one?"},
+            {"from": "gpt", "value": "one cat"},
+            {"from": "human", "value": "two?"},
+            {"from": "gpt", "value": "two\ncat"},
+        ]
+    },
+    "messages": {"messages": [{"role": "user", "content": "three 12"}, {"role": "assistant", "content": "\nfour 34"}]},
+    "prompt_completion": {"prompt": "the bird ", "completion": " sings"},
+    "openorca": {"id": "x.1", "system_prompt": "a dog", "question": "runs?", "response": "jumps"},
+}
+PAIRS = {
+    "sharegpt": {
+        "conversations": [{"from": "human", "value": "one"}],
+        "chosen": {"from": "gpt", "value": "red"},
+        "rejected": {"from": "gpt", "value": "blue bird"},
+    },
+    "ultrafeedback": {
+        "chosen": [{"role": "user", "content": "two"}, {"role": "assistant", "content": "cat"}],
+        "rejected": [{"role": "user", "content": "two"}, {"role": "assistant", "content": "dog runs"}],
+    },
+    "scored": {
+        "instruction": "three",
+        "completions": [
+            {"response": "big house", "overall_score": 3.0},
+            {"response": "green tree", "overall_score": 8.5},
+            {"response": "small house", "overall_score": 5.0},
+        ],
+    },
+}
+
+
+def written(base: Path) -> str:
+    """The text of golden.txt."""
+    sections = []
+    for template in ("chatml", "alpaca"):
+        tokenizer = load_tokenizer(base, tiny.ROOT / "templates" / f"{template}.jinja")
+        for name, row in ROWS.items():
+            (found,) = tokenize(tokenizer, [to_conversation(row, name)])
+            sections.append(f"=== {template}, {name}\n{marked(tokenizer, found['input_ids'], found['labels'])}")
+        for name, row in PAIRS.items():
+            (found,) = tokenize_pairs(tokenizer, [to_pair(row, name)])
+            parts = [f"{key.removesuffix('_ids')}: {marked(tokenizer, ids, ids if key != 'prompt_ids' else None)}" for key, ids in found.items()]
+            sections.append(f"=== {template}, pair of {name}\n" + "\n".join(parts))
+    return "\n\n".join(sections) + "\n"
+
+
+def marked(tokenizer, ids: list[int], labels: list[int] | None) -> str:
+    text, inside = "", False
+    for token, label in zip(ids, labels or [IGNORED] * len(ids), strict=True):
+        trained = label != IGNORED
+        assert label in (token, IGNORED)
+        text += "[" if trained and not inside else "]" if inside and not trained else "·" if text else ""
+        text += tokenizer.decode([token])
+        inside = trained
+    return text + "]" * inside
+
+
+def main() -> None:
+    assert set(ROWS) == set(SFT_FORMATS) and set(PAIRS) == set(PREFERENCE_FORMATS)
+    with tempfile.TemporaryDirectory() as folder:
+        FILE.write_text(written(tiny.make_model(Path(folder))))
+    print(f"wrote {FILE}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

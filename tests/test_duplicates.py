@@ -1,0 +1,36 @@
+"""What counts as the same text."""
+
+import numpy as np
+
+from stages import duplicates
+
+BASE = "the small red cat sings a song to the big blue dog and the bird that sleeps on the tree by the green house every day of the year"
+
+
+def test_exact_ignores_case_spacing_and_unicode_form():
+    texts = ["Café  au\nlait", "café au lait", "cafe\u0301 AU lait ", "cafe au lait", "café au lait!"]
+    digests = np.array([np.void(duplicates.digest(duplicates.normalized(text))) for text in texts])
+    assert duplicates.exact(digests).tolist() == [0, 0, 0, 3, 4]
+
+
+def test_near_finds_a_changed_word_and_keeps_the_first():
+    words = BASE.split()
+    changed = " ".join([*words[:-1], "month"])
+    half = " ".join([*words[: len(words) // 2], *reversed(words[len(words) // 2 :])])
+    texts = [half, BASE, changed, "one two three four five six", BASE]
+    signatures = np.array([duplicates.signature(duplicates.normalized(text)) for text in texts])
+    assert duplicates.near(signatures, 0.8).tolist() == [0, 1, 1, 3, 1]
+
+
+def test_similarity_is_estimated_within_its_error():
+    first, second = ({f"w{index}" for index in range(start, start + 400)} for start in (0, 100))
+    text = lambda words: " ".join(sorted(words))  # noqa: E731
+    one, two = (duplicates.signature(text(words)) for words in (first, second))
+    shingles = [{tuple(sorted(words)[i : i + 5]) for i in range(len(words) - 4)} for words in (first, second)]
+    true = len(shingles[0] & shingles[1]) / len(shingles[0] | shingles[1])
+    assert abs(np.mean(one == two) - true) < 3 * 0.044
+
+
+def test_short_and_wordless_texts_have_signatures():
+    for text in ("a", "?!", "one two"):
+        assert duplicates.signature(text).shape == (duplicates.PERMUTATIONS,)
