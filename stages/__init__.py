@@ -1,7 +1,7 @@
 """The pipeline's stages: each module is one `dvc.yaml` entry, run as `python -m stages.<name>`.
 
 Stages are functions of their declared deps and params, so nothing here may reach the network: the Hub client is
-put offline before any library can read its settings. Only `stages.sources`, which fetches, puts it online again.
+put offline before any library can read its settings. Only `stages.hub` puts it online again, for as long as it fetches.
 """
 
 import os

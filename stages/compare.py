@@ -1,7 +1,7 @@
 """Set base, SFT and DPO side by side: scores, differences on the same rows, and what each stage brought.
 
 Standard errors of differences are paired: the same rows are scored for both models, so only rows on which they differ count.
-Under `clean` the same is counted again without rows that are in the training data.
+Under `clean` the same is counted again without rows that are in the raw training data.
 """
 
 import argparse
@@ -27,8 +27,8 @@ def run(benchmarks: list[str], metrics: Path, evals: Path, contamination: Path, 
         record["scores"][name] = {model: {"score": value["score"], "stderr": value["stderr"]} for model, value in found.items()}
         record["differences"][name] = compared(correct, name)
         record["n"][name] = found["base"]["n"]
-        trained_on = set(read_parquet(contamination / f"{name}.parquet")["doc_id"].to_pylist())
-        rest = {model: {row: value for row, value in values.items() if row not in trained_on} for model, values in correct.items()}
+        found_in_data = set(read_parquet(contamination / f"{name}.parquet")["doc_id"].to_pylist())
+        rest = {model: {row: value for row, value in values.items() if row not in found_in_data} for model, values in correct.items()}
         clean["n"][name] = len(rest["base"])
         if clean["n"][name] > 1:
             clean["scores"][name] = {model: mean_of(list(values.values()), "score") for model, values in rest.items()}

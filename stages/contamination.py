@@ -6,7 +6,7 @@ are letters and digits, their case ignored; an n-gram lies within one text. Noth
 `data.*.exclude_contaminated`, and comparisons count clean rows apart.
 
 8-grams of all benchmarks are hashed once; each training row's are then looked up in one step, and only rows with a hit are
-compared word by word.
+compared word by word. All raw rows of the sources are searched, whether they are drawn for training or not.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from stages import InputError, command, params
-from stages.formats import InvalidRow, Row, conversation_texts, pair_texts, to_conversation, to_pair
+from stages.formats import InvalidRow, Row, conversation_texts, pair_texts, rows_of, to_conversation, to_pair
 from stages.records import filling, parquet_file, read_parquet, write_json, write_parquet
 
 SHORT, LONG = 8, 13
@@ -58,9 +58,10 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     counts: dict[str, dict[str, int]] = {}
     for name in settings.evaluate.benchmarks:
         found = read_benchmark(paths.raw / "benchmarks" / name / f"{settings.benchmarks[name].split}.parquet", name, section.columns[name], vocabulary)
-        short = {document.doc_id for document in found if len(document.words) < SHORT}
-        counts[name] = {"rows": len({document.doc_id for document in found}), "rows_too_short": len(short)}
-        documents += [document for document in found if document.doc_id not in short]
+        long_enough = [document for document in found if len(document.words) >= SHORT]
+        rows, searched = ({document.doc_id for document in some} for some in (found, long_enough))
+        counts[name] = {"rows": len(rows), "rows_too_short": len(rows - searched)}
+        documents += long_enough
     index = Index(documents)
     matches: list[dict[str, Any]] = []
     trained: dict[str, dict[str, int]] = {}
@@ -76,7 +77,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
             hit = {match["doc_id"] for match in own}
             counts[name]["rows_contaminated"] = len(hit)
             counts[name]["rows_with_13_gram"] = len({match["doc_id"] for match in own if match["longest"] >= LONG})
-            print(f"{name}: {len(hit):,} of {counts[name]['rows']:,} rows are in the training data")
+            print(f"{name}: {len(hit):,} of {counts[name]['rows']:,} rows are in the raw training data")
     write_json(paths.metrics, {"benchmarks": counts, "training": trained})
 
 
@@ -167,7 +168,7 @@ def batch_words(batch: pa.RecordBatch, first: int, texts_of: TextsOf, vocabulary
     """All words of a batch as numbers, 0 for words of no benchmark and between texts, and the row that each is in."""
     numbers: list[int] = []
     ends = []
-    for row in batch.to_pylist():
+    for row in rows_of(batch):
         try:
             found = texts_of(row)
         except InvalidRow:
@@ -201,7 +202,7 @@ def compare(document: Document, numbers: np.ndarray, places: list[int], coverage
         for start in own.get(numbers[place : place + SHORT].tobytes(), ()):
             covered[start : start + SHORT] = True
             # both texts go on word by word where their places differ by the same
-            last, length = runs.get(place - start, (-1, 0))
+            last, length = runs.get(place - start, (-2, 0))
             runs[place - start] = place, (length + 1 if last == place - 1 else SHORT)
             longest = max(longest, runs[place - start][1])
     share = float(covered.mean())

@@ -6,6 +6,7 @@ Where rows are alike, the first in source order stays, sources in the order of t
 import hashlib
 import re
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 import xxhash
@@ -17,9 +18,9 @@ SHINGLE = 5
 """Words that are compared as one."""
 
 
-def normalized(text: str) -> str:
-    """The text without what makes no difference: letter case, spacing, and how Unicode composes a letter."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+def normalized(texts: Sequence[str]) -> str:
+    """The texts without what makes no difference: letter case, spacing, and how Unicode composes a letter; NUL between them."""
+    return "\0".join(" ".join(unicodedata.normalize("NFC", text).casefold().split()) for text in texts)
 
 
 def digest(text: str) -> bytes:
@@ -48,13 +49,25 @@ def exact(digests: np.ndarray) -> np.ndarray:
     return first
 
 
+def bands(threshold: float) -> tuple[int, int]:
+    """(bands, values in each) that make 99% of the pairs at the threshold candidates, and of fewer others the more values they have.
+
+    A pair of similarity s shares a band with probability 1 - (1 - s^values)^bands (https://doi.org/10.1109/SEQUEN.1997.666900).
+    """
+    for values in range(PERMUTATIONS // 2, 1, -1):
+        count = PERMUTATIONS // values
+        if 1 - (1 - threshold**values) ** count >= 0.99:
+            return count, values
+    return PERMUTATIONS, 1
+
+
 def near(signatures: np.ndarray, threshold: float) -> np.ndarray:
     """For each row the first kept row whose estimated Jaccard similarity is at least `threshold`: itself, if there is none.
 
     Args:
         signatures: shape (rows, PERMUTATIONS).
     """
-    index = MinHashLSH(threshold, PERMUTATIONS)
+    index = MinHashLSH(num_perm=PERMUTATIONS, params=bands(threshold))
     found = np.arange(len(signatures))
     for row, values in enumerate(signatures):
         minhash = MinHash(hashvalues=values, scheme="affine32")

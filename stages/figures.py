@@ -110,8 +110,11 @@ def radar_chart(scores: dict[str, Any], path: Path) -> None:
         values = [100 * scores[name][model]["score"] for name in names]
         axes.plot(np.append(angles, angles[0]), [*values, values[0]], color=COLORS[model], lw=width, label=LABELS[model])
     axes.set_xticks(angles, [pretty(name) for name in names])
-    axes.tick_params(axis="x", pad=16)
+    axes.tick_params(axis="x", pad=4)
+    for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
+        side = np.cos(angle)
+        label.set_horizontalalignment("center" if abs(side) < 0.5 else "left" if side > 0 else "right")
     axes.set_ylim(0, 100)
     axes.set_rlabel_position(90 / len(names))
-    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     save(figure, path)

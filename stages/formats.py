@@ -8,6 +8,8 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pyarrow as pa
+
 Row = Mapping[str, Any]
 Turn = dict[str, str]
 Conversation = list[Turn]
@@ -30,9 +32,9 @@ class NoPreference(InvalidRow):
 
 
 def alpaca(row: Row) -> Conversation:
-    """{instruction, input, output}; the input may be empty or missing."""
+    """{instruction, input, output}; the input may be blank or missing."""
     user = {"role": "user", "content": text(row, "instruction")}
-    if row.get("input") not in (None, ""):
+    if not blank(row, "input"):
         user["input"] = text(row, "input")
     return [user, assistant(row, "output")]
 
@@ -53,8 +55,8 @@ def prompt_completion(row: Row) -> Conversation:
 
 
 def openorca(row: Row) -> Conversation:
-    """{system_prompt, question, response}; the system prompt may be empty."""
-    system = [{"role": "system", "content": text(row, "system_prompt")}] if row.get("system_prompt") not in (None, "") else []
+    """{system_prompt, question, response}; the system prompt may be blank."""
+    system = [{"role": "system", "content": text(row, "system_prompt")}] if not blank(row, "system_prompt") else []
     return [*system, {"role": "user", "content": text(row, "question")}, assistant(row, "response")]
 
 
@@ -78,8 +80,8 @@ def scored(row: Row) -> Pair:
     Where several are lower, the instruction's own hash draws one: as good as a random draw, and always the same.
     """
     prompt = text(row, "instruction")
-    completions = [(number(part, "overall_score"), assistant(part, "response")) for part in items(row, "completions")]
-    best, chosen = max(completions, key=lambda completion: completion[0])
+    completions = [(number(part, "overall_score"), assistant(part, "response")) for part in map(completion, items(row, "completions"))]
+    best, chosen = max(completions, key=lambda scored_answer: scored_answer[0])
     lower = [answer for score, answer in completions if score < best]
     if not lower:
         raise NoPreference(f"all {len(completions)} completions have the score {best:g}, expected a lower one to reject")
@@ -122,6 +124,17 @@ def pair_texts(pair: Pair) -> list[str]:
     return conversation_texts([*prompt, chosen, rejected])
 
 
+def rows_of(batch: pa.RecordBatch) -> list[Row]:
+    """The rows of a raw table; one with a value that Python cannot hold (a text that is not UTF-8, a date beyond its calendar) is
+    invalid."""
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [{INVALID: f"a value cannot be read: {error}"}]
+        return [row for index in range(batch.num_rows) for row in rows_of(batch.slice(index, 1))]
+
+
 def readable(row: Row) -> Row:
     if row.get(INVALID) is not None:
         raise InvalidRow(row[INVALID])
@@ -155,6 +168,17 @@ def turn(part: Any, role_key: str, content_key: str) -> Turn:
     return {"role": ROLES[role], "content": text(part, content_key)}
 
 
+def completion(part: Any) -> Row:
+    if not isinstance(part, Mapping):
+        raise InvalidRow(f"a completion is {shown(part)}, expected an object with `response` and `overall_score`")
+    return part
+
+
+def blank(row: Row, key: str) -> bool:
+    found = row.get(key)
+    return found is None or isinstance(found, str) and not found.strip()
+
+
 def item(row: Row, key: str) -> Any:
     if row.get(key) is None:
         raise InvalidRow(f"`{key}` is missing; keys are {', '.join(name for name, value in row.items() if value is not None) or 'none'}")
@@ -181,8 +205,8 @@ def text(row: Row, key: str) -> str:
     return found
 
 
-def number(row: Any, key: str) -> float:
-    found = item(row, key) if isinstance(row, Mapping) else row
+def number(row: Row, key: str) -> float:
+    found = item(row, key)
     if isinstance(found, bool) or not isinstance(found, int | float) or found != found:
         raise InvalidRow(f"`{key}` is {shown(found)}, expected a number")
     return float(found)

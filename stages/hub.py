@@ -47,6 +47,7 @@ def downloaded(repo: str, repo_type: str, revision: str, files: list[str]) -> It
 
 def fetch(repo: str, repo_type: str, revision: str, files: list[str], token: str | bool, folder: Path) -> None:
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import filter_repo_objects
 
     snapshot_download(repo, repo_type=repo_type, revision=revision, allow_patterns=files, local_dir=folder, token=token)
     found = HfApi(token=token).verify_repo_checksums(repo, repo_type=repo_type, revision=revision, local_dir=folder, token=token)
@@ -58,8 +59,10 @@ def fetch(repo: str, repo_type: str, revision: str, files: list[str], token: str
             f"{repo} at {revision}: {first['path']}: {first['algorithm']} is {first['actual']}, expected {first['expected']}; "
             "it was removed: `dvc repro` downloads it again"
         )
-    if not found.checked_count:
-        raise InputError(f"{repo} at {revision}: no file matches {files}; correct `files` in params.yaml")
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    for pattern in files:
+        if not list(filter_repo_objects(names, allow_patterns=pattern)):
+            raise InputError(f"{repo} at {revision}: no file matches {pattern!r}; correct `files` in params.yaml")
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stages import InputError
-from stages.records import write_parquet
+from stages.records import replacing
 
 REASONS = (
     "kept", "over_limit", "invalid", "no_preference", "overlong", "without_labels", "contaminated", "duplicate", "near_duplicate", "not_drawn",
@@ -24,6 +25,8 @@ BUDGETED = (INVALID, NO_PREFERENCE, OVERLONG, WITHOUT_LABELS)
 """Reasons that speak of the data's quality, or of a limit that does not suit it."""
 SHOWN = 5
 """Rows that an error names."""
+LISTED = 10_000
+"""Rows that are written at once."""
 
 DROPPED = pa.schema({"source": pa.string(), "row": pa.int64(), "reason": pa.string(), "detail": pa.string()})
 
@@ -84,26 +87,32 @@ def part(rows: Rows, chosen: np.ndarray, raw: int) -> dict[str, dict[str, int]]:
 
 
 def check_budget(rows: Rows, section: str, max_dropped: float) -> float:
-    """The share of taken rows that a budgeted reason took; raises InputError with the first of them if it is too large."""
-    dropped = np.flatnonzero(np.isin(rows.reason, BUDGETED))
-    share = len(dropped) / len(rows.reason)
-    if share > max_dropped:
-        by_reason = ", ".join(f"{count} {REASONS[code]}" for code in BUDGETED if (count := int((rows.reason == code).sum())))
+    """The share of taken rows that a budgeted reason took; raises InputError with the first of them if one source's is too large."""
+    for source, name in enumerate(rows.names):
+        own = rows.source == source
+        dropped = np.flatnonzero(own & np.isin(rows.reason, BUDGETED))
+        if len(dropped) <= max_dropped * own.sum():
+            continue
+        share = len(dropped) / own.sum()
+        by_reason = ", ".join(f"{count} {REASONS[code]}" for code in BUDGETED if (count := int((rows.reason[own] == code).sum())))
         first = "\n  ".join(f"{rows.where(index)}: {REASONS[rows.reason[index]]}: {rows.details[index]}" for index in dropped[:SHOWN])
         raise InputError(
-            f"{section}.max_dropped: {len(dropped)} of {len(rows.reason)} rows ({share:.1%}) are left out ({by_reason}), expected at most "
+            f"{section}.max_dropped: {len(dropped)} of {own.sum()} rows of {name} ({share:.1%}) are left out ({by_reason}), expected at most "
             f"{max_dropped:.1%}; correct the source or its `format`, raise {section}.max_length, or raise the budget. The first:\n  {first}"
         )
-    return share
+    return float(np.isin(rows.reason, BUDGETED).mean())
 
 
 def write_dropped(rows: Rows, file: Path) -> None:
     """Every taken row that is neither trained on nor held out, with its reason."""
-    write_parquet(
-        file,
-        [
-            {"source": rows.names[rows.source[index]], "row": int(rows.number[index]), "reason": REASONS[rows.reason[index]], "detail": rows.details[index]}
-            for index in map(int, np.flatnonzero(rows.reason != KEPT))
-        ],
-        DROPPED,
-    )
+    left = np.flatnonzero(rows.reason != KEPT)
+    with replacing(file) as temporary, pq.ParquetWriter(temporary, DROPPED, compression="zstd") as writer:
+        for start in range(0, len(left), LISTED):
+            chosen = left[start : start + LISTED]
+            columns = {
+                "source": [rows.names[source] for source in rows.source[chosen]],
+                "row": rows.number[chosen].astype(np.int64),
+                "reason": [REASONS[reason] for reason in rows.reason[chosen]],
+                "detail": [rows.details[int(index)] for index in chosen],
+            }
+            writer.write_table(pa.table(columns, schema=DROPPED))

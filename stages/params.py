@@ -306,11 +306,6 @@ def check_together(params: Params, path: Path) -> None:
                 f"{name}.global_batch_size: found {stage.global_batch_size}, expected a multiple of "
                 f"{name}.micro_batch_size ({stage.micro_batch_size})"
             )
-    if params.model.attention == "eager" and params.tokenize.sft.packing:
-        problems.append(
-            "model.attention: found 'eager', expected sdpa or flash_attention_2 while tokenize.sft.packing is true: "
-            "eager attention would let the examples of a packed row see each other"
-        )
     if problems:
         raise InputError(f"{path}: " + f"\n{path}: ".join(problems))
 

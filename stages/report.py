@@ -165,10 +165,10 @@ def contamination(found: dict[str, Any], summary: dict[str, Any], benchmarks: li
     return "\n\n".join(
         [
             "## Contamination",
-            "Benchmark rows that share 13 words in a row with a training row, or that a training row's 8-grams cover to the set part; rows of fewer than "
+            "Benchmark rows that share 13 words in a row with a raw training row, or that its 8-grams cover to the set part; rows of fewer than "
             "8 words cannot be judged. The scores are those on the scored rows that are clean.",
             table(["benchmark", "rows", "contaminated", "too short", "n, clean", *LABELS.values()], rows),
-            f"Training rows that hold a benchmark row: {'; '.join(trained)}.",
+            f"Raw training rows that hold a benchmark row: {'; '.join(trained)}.",
         ]
     )
 

@@ -22,6 +22,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(paths.base, paths.templates / f"{settings.model.chat_template}.jinja")
     train, held_out = (training.shards(paths.data, part) for part in ("train", "held_out"))
     model = modeling.add_adapter(modeling.load_base(paths.base, settings.model), settings.lora, settings.seed)
+    training.check_isolation(model, train, settings.model)
     times = training.StepTimes()
     with tempfile.TemporaryDirectory() as folder:
         shared = training.arguments(settings.sft, settings.model.dtype, settings.seed, folder, launch.world_size())

@@ -21,7 +21,9 @@ from stages.sources import fetched
 
 ROW_FILES = (".json", ".jsonl", ".parquet")
 ROW_GROUP = 10_000
-"""Rows that are in memory at once when a table is written, and when it is read again."""
+"""Rows of a Parquet file that are in memory at once when a table is written or read. JSON files are read whole."""
+DEPTH = 16
+"""How deep lists and objects may lie in each other; Parquet's own reader gives up at about 50."""
 
 Kinds = dict[str, str]
 """Path of a value within its row to what it is."""
@@ -103,7 +105,10 @@ def json_table(file: Path) -> pa.Table:
     if rows and len(bad) == len(rows):
         raise InputError(f"{bad[0]}; none of the {len(rows)} rows can be used: correct the file or its `path` in params.yaml")
     columns = dict.fromkeys(key for row in rows for key in row)
-    return pa.Table.from_pylist([{key: row.get(key) for key in columns} for row in rows])
+    try:
+        return pa.Table.from_pylist([{key: row.get(key) for key in columns} for row in rows])
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(f"{file.name}: its rows make no table ({error}); give each column values of one type") from error
 
 
 def json_values(file: Path) -> Iterator[Any]:
@@ -112,7 +117,7 @@ def json_values(file: Path) -> Iterator[Any]:
     if file.suffix == ".json":
         try:
             found = json.loads(content.decode("utf-8-sig", "surrogateescape"))
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file.name}: not JSON ({error}); correct the file or its `path` in params.yaml") from error
         if not isinstance(found, list):
             raise InputError(f"{file.name}: found {kind(found)}, expected a list of rows")
@@ -122,16 +127,18 @@ def json_values(file: Path) -> Iterator[Any]:
         if line.strip():
             try:
                 yield json.loads(line.decode("utf-8", "surrogateescape"))
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 yield Unstorable(f"line {number} is not JSON ({error})")
 
 
-def storable(value: Any, path: str, known: Kinds) -> Any:
+def storable(value: Any, path: str, known: Kinds, depth: int = 0) -> Any:
     """The value as a table holds it; adds the kind of everything in it to `known`.
 
     Raises:
-        Unstorable: text that is not Unicode, a number beyond 64 bits, or one list with values of several kinds.
+        Unstorable: text that is not Unicode, a number beyond 64 bits, a list with values of several kinds, or too deep a value.
     """
+    if depth > DEPTH:
+        raise Unstorable(f"`{path.split('.')[0].split('[')[0]}` is more than {DEPTH} levels deep")
     if value is None or value == {}:
         return None
     if known.setdefault(path, kind(value)) != kind(value):
@@ -139,9 +146,9 @@ def storable(value: Any, path: str, known: Kinds) -> Any:
     if isinstance(value, str):
         return unicode(value, path)
     if isinstance(value, dict):
-        return {unicode(key, path): storable(item, f"{path}.{key}", known) for key, item in value.items()}
+        return {unicode(key, path): storable(item, f"{path}.{key}", known, depth + 1) for key, item in value.items()}
     if isinstance(value, list):
-        return [storable(item, f"{path}[]", known) for item in value]
+        return [storable(item, f"{path}[]", known, depth + 1) for item in value]
     if isinstance(value, int) and abs(value) >= 2**63:
         raise Unstorable(f"`{path}` is a number beyond 64 bits")
     return value

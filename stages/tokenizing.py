@@ -1,18 +1,20 @@
 """What tokenize_sft and tokenize_dpo share: raw rows to shards of tokens, on all cores, in bounded memory.
 
 Rows are converted and tokenized in chunks by worker processes; their tokens go to one file on disk, and only a few numbers a
-row stay in memory. Those decide which rows are kept, held out and trained on. The kept ones are then read back in shuffled
+row stay in memory, and a line for each row that leaves. Those decide which rows are kept, held out and trained on. The kept ones are then read back in shuffled
 order, a window at a time, and each window becomes a shard. No number of processes and no hash seed changes a byte.
 """
 
 import argparse
+import ctypes
 import gc
 import os
-import sys
+import signal
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -25,7 +27,7 @@ from tqdm import tqdm
 
 from stages import InputError, duplicates, ledger
 from stages.chat import IGNORED, load_tokenizer, special_pattern, tokenize, tokenize_pairs
-from stages.formats import InvalidRow, NoPreference, conversation_texts, pair_texts, to_conversation, to_pair
+from stages.formats import InvalidRow, NoPreference, conversation_texts, pair_texts, rows_of, to_conversation, to_pair
 from stages.params import PreferencesData, SftData, Tokenize
 from stages.records import filling, parquet_file, read_parquet, write_json
 
@@ -160,7 +162,7 @@ def run(
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
-    """Random numbers for one purpose, so that a draw for one source changes none for another."""
+    """Random numbers for one purpose, so that drawing more or fewer for it changes no other draw."""
     return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
 
 
@@ -201,12 +203,23 @@ def workers(task: Task, count: int) -> Iterator[Callable[[Iterator], Iterator[Ch
     if count == 1:
         yield lambda chunks: map(prepare, chunks)
         return
-    # forked, a worker is ready at once and shares what is loaded, which the garbage collector must not touch; no thread
-    # runs yet that a fork could break
+    # forked, a worker is ready at once and shares what is loaded, which the garbage collector must not touch
     gc.freeze()
-    context = get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(count, context, None if sys.platform == "linux" else start_worker, (task,)) as pool:
-        yield lambda chunks: in_order(pool, chunks, ahead=2 * count)
+    with ProcessPoolExecutor(count, get_context("fork"), end_with_parent, (os.getpid(),)) as pool:
+        # all are forked at the first task, before tqdm or Arrow start a thread
+        pool.submit(int).result()
+        try:
+            yield lambda chunks: in_order(pool, chunks, ahead=2 * count)
+        except BrokenProcessPool as error:
+            raise InputError("a process that tokenizes was ended from outside, most likely for want of memory; free some, then `dvc repro`") from error
+    gc.unfreeze()
+
+
+def end_with_parent(parent: int) -> None:
+    """Have Linux end this process when the stage is killed: PR_SET_PDEATHSIG of prctl(2)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def in_order(pool: Executor, chunks: Iterator, ahead: int) -> Iterator[Chunk]:
@@ -244,7 +257,7 @@ def prepare(chunk: tuple[pa.RecordBatch, str]) -> Chunk:
         data=b"",
     )
     found: dict[int, Any] = {}
-    for index, row in enumerate(batch.to_pylist()):
+    for index, row in enumerate(rows_of(batch)):
         try:
             item = kind.convert(row, name)
             if match := special.search("\n".join(kind.texts(item))):
@@ -260,7 +273,7 @@ def prepare(chunk: tuple[pa.RecordBatch, str]) -> Chunk:
         if isinstance(fitted, tuple):
             result.reason[index], result.details[index] = fitted
             continue
-        text = duplicates.normalized("\n\n".join(kind.texts(item)))
+        text = duplicates.normalized(kind.texts(item))
         result.digests[index] = np.void(duplicates.digest(text))
         if task.signatures:
             result.signatures[index] = duplicates.signature(text)

@@ -6,7 +6,7 @@ A global batch is split over devices and accumulation steps as the machine allow
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from stages import InputError
 from stages.chat import IGNORED
-from stages.params import Training
+from stages.params import Model, Training
 from stages.records import read_parquet, write_csv
 
 
@@ -105,6 +105,41 @@ def write_curves(rows: list[dict[str, float]], seconds: list[float], curves: Pat
         for row, took, (before, after) in zip(rows, seconds, pairwise(tokens), strict=True)
     ]
     write_csv(speed, speeds, ["step", "seconds", "tokens_per_second"])
+
+
+ISOLATION = {"float32": 1e-3, "bfloat16": 1.0}
+"""Largest difference of a logit between an example alone and behind another one; a leak was seen to make 22."""
+PROBED = 64
+"""Tokens of each example that are compared."""
+
+
+def check_isolation(model: PeftModel, rows: datasets.Dataset, settings: Model) -> None:
+    """Stop before a model is trained whose attention lets an example see the one that it is packed behind.
+
+    Rows, packed or not, are laid out one behind another in a micro-batch, told apart by their positions alone.
+
+    Raises:
+        InputError: the second of the first two examples has other logits behind the first than alone.
+    """
+    found: list[list[int]] = []
+    for row in rows:
+        starts = [0, *accumulate(row["seq_lengths"])]
+        found += [row["input_ids"][start:end][:PROBED] for start, end in pairwise(starts)]
+        if len(found) > 1:
+            break
+    else:
+        return
+    first, second = (torch.tensor([ids], device=model.device) for ids in found[:2])
+    positions = torch.cat([torch.arange(ids.shape[1], device=model.device) for ids in (first, second)])[None]
+    with measuring(model):
+        alone = model(input_ids=second, use_cache=False).logits[0]
+        behind = model(input_ids=torch.cat([first, second], dim=1), position_ids=positions, use_cache=False).logits[0, first.shape[1] :]
+    difference = float((behind - alone).abs().max())
+    if not difference <= ISOLATION[settings.dtype]:
+        raise InputError(
+            f"params.yaml: model.attention: {settings.attention} attention lets examples see those that they are packed behind: a logit differs by "
+            f"{difference:.3g}, expected at most {ISOLATION[settings.dtype]}; use one that keeps them apart (sdpa does for Llama and Qwen models)"
+        )
 
 
 @contextmanager

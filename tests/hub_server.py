@@ -25,6 +25,7 @@ class Server:
         self.break_after: dict[str, int] = {}
         """File name to bytes after which its next download breaks off, once."""
         self.corrupt: set[str] = set()
+        self.stalled: set[str] = set()
         self.gated = False
         self.busy = 0
         """How many requests are answered with 429 before one is served."""
@@ -111,6 +112,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        if file.name in self.hub.stalled:
+            self.close_connection = True
+            return time.sleep(2)
         end = self.hub.break_after.pop(file.name, len(content))
         self.wfile.write(content[start:end])
         if end < len(content):

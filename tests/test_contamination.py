@@ -68,10 +68,38 @@ def test_coverage_and_runs_each_decide(settings, tmp_path):
     assert [row["row"] for row in world(tmp_path / "strict", strict, [ten, twelve, thirteen])["gsm8k"]] == [3]
 
 
-def test_words_of_two_texts_make_no_n_gram(settings, tmp_path):
+def test_a_run_at_the_very_start_of_a_batch_counts_whole(settings, tmp_path):
+    """Row 0, first text: no word stands before it."""
     words = ROWS["gsm8k"].split()
-    found = world(tmp_path, settings, [" ".join(words[7:14])])
-    assert found["gsm8k"] == []
+    world(tmp_path, settings, [])
+    start = {"instruction": " ".join(words[:13]), "input": "", "output": "yes"}
+    write_parquet(tmp_path / "raw" / "sft" / "rows.parquet", [start])
+    contamination.run(changed(settings, {"contamination.coverage": 0.9}), Namespace(raw=tmp_path / "raw", out=tmp_path / "out", metrics=tmp_path / "metrics.json"))
+    (match,) = read_parquet(tmp_path / "out" / "gsm8k.parquet").to_pylist()
+    assert (match["row"], match["longest"]) == (0, 13)
+
+
+@pytest.mark.parametrize("parted", [False, True])
+def test_words_of_two_texts_make_no_n_gram(parted, settings, tmp_path):
+    words = ROWS["gsm8k"].split()
+    world(tmp_path, settings, [])
+    half = {"instruction": " ".join(words[:7]), "input": "", "output": " ".join(words[7:14])}
+    whole = {"instruction": "say", "input": "", "output": " ".join(words[:14])}
+    write_parquet(tmp_path / "raw" / "sft" / "rows.parquet", [half if parted else whole])
+    contamination.run(changed(settings, {"contamination.coverage": 0.3}), Namespace(raw=tmp_path / "raw", out=tmp_path / "out", metrics=tmp_path / "metrics.json"))
+    assert len(read_parquet(tmp_path / "out" / "gsm8k.parquet")) == (0 if parted else 1)
+
+
+def test_a_row_with_one_long_filling_is_searched(settings, tmp_path):
+    world(tmp_path, settings, [])
+    file = tmp_path / "raw" / "benchmarks" / "winogrande" / "validation.parquet"
+    row = {"sentence": "At the old gate _ met him twice", "option1": "Al", "option2": "the very nice tall neighbour", "answer": "1"}
+    write_parquet(file, [row])
+    text = row["sentence"].replace("_", row["option2"])
+    write_parquet(tmp_path / "raw" / "sft" / "rows.parquet", [{"instruction": "say", "input": "", "output": text}])
+    contamination.run(settings, Namespace(raw=tmp_path / "raw", out=tmp_path / "out", metrics=tmp_path / "metrics.json"))
+    assert len(read_parquet(tmp_path / "out" / "winogrande.parquet")) == 1
+    assert read_json(tmp_path / "metrics.json")["benchmarks"]["winogrande"]["rows_too_short"] == 0
 
 
 def test_rows_too_short_to_judge_are_counted(settings, tmp_path):
@@ -87,7 +115,7 @@ def test_a_wrong_column_is_named(settings, tmp_path):
         contamination.run(wrong, Namespace(raw=tmp_path / "raw", out=tmp_path / "out", metrics=tmp_path / "metrics.json"))
 
 
-def test_rows_that_are_not_trained_on_are_not_searched(settings, tmp_path):
+def test_invalid_rows_are_not_searched(settings, tmp_path):
     found = world(tmp_path, settings, [FILLER])
     table = read_parquet(tmp_path / "raw" / "sft" / "rows.parquet")
     bad = table.append_column("_invalid", pa.array([None, "broken"])).set_column(2, "output", pa.array([FILLER, ROWS["gsm8k"]]))

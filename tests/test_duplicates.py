@@ -1,6 +1,7 @@
 """What counts as the same text."""
 
 import numpy as np
+import pytest
 
 from stages import duplicates
 
@@ -8,9 +9,31 @@ BASE = "the small red cat sings a song to the big blue dog and the bird that sle
 
 
 def test_exact_ignores_case_spacing_and_unicode_form():
-    texts = ["Café  au\nlait", "café au lait", "cafe\u0301 AU lait ", "cafe au lait", "café au lait!"]
-    digests = np.array([np.void(duplicates.digest(duplicates.normalized(text))) for text in texts])
-    assert duplicates.exact(digests).tolist() == [0, 0, 0, 3, 4]
+    texts = ["Café  au\nlait", "café au lait", "cafe\u0301 AU lait ", "cafe au lait", "café au lait!", "10²", "102"]
+    digests = np.array([np.void(duplicates.digest(duplicates.normalized([text]))) for text in texts])
+    assert duplicates.exact(digests).tolist() == [0, 0, 0, 3, 4, 5, 6]
+
+
+def test_texts_that_divide_otherwise_differ():
+    assert duplicates.normalized(["say", "yes", "no no"]) != duplicates.normalized(["say", "yes no", "no"])
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.8, 0.99])
+def test_pairs_just_above_the_threshold_are_found(threshold):
+    """Of pairs whose signatures agree in the least part that counts, 99 in 100 are candidates; their agreement decides the rest."""
+    rng = np.random.default_rng(0)
+    agree = int(np.ceil(threshold * duplicates.PERMUTATIONS))
+    found = 0
+    for _ in range(200):
+        first = rng.integers(2**32, size=duplicates.PERMUTATIONS, dtype=np.uint32)
+        second = first.copy()
+        changed = rng.permutation(duplicates.PERMUTATIONS)[agree:]
+        second[changed] += 1
+        less = second.copy()
+        less[rng.permutation(np.setdiff1d(np.arange(duplicates.PERMUTATIONS), changed))[:1]] += 1
+        assert duplicates.near(np.array([first, less]), threshold).tolist() == [0, 1]
+        found += duplicates.near(np.array([first, second]), threshold)[1] == 0
+    assert found >= 192
 
 
 def test_near_finds_a_changed_word_and_keeps_the_first():
@@ -18,7 +41,7 @@ def test_near_finds_a_changed_word_and_keeps_the_first():
     changed = " ".join([*words[:-1], "month"])
     half = " ".join([*words[: len(words) // 2], *reversed(words[len(words) // 2 :])])
     texts = [half, BASE, changed, "one two three four five six", BASE]
-    signatures = np.array([duplicates.signature(duplicates.normalized(text)) for text in texts])
+    signatures = np.array([duplicates.signature(duplicates.normalized([text])) for text in texts])
     assert duplicates.near(signatures, 0.8).tolist() == [0, 1, 1, 3, 1]
 
 

@@ -10,7 +10,8 @@ def test_alpaca_keeps_its_input_apart():
     user, answer = to_conversation(ROWS["alpaca"], "alpaca")
     assert user == {"role": "user", "content": "say red cat", "input": "two dog"}
     assert answer == {"role": "assistant", "content": "red cat two dog"}
-    assert "input" not in to_conversation(ROWS["alpaca"] | {"input": ""}, "alpaca")[0]
+    for input_text in ("", " ", None):
+        assert "input" not in to_conversation(ROWS["alpaca"] | {"input": input_text}, "alpaca")[0]
     assert "input" not in to_conversation({"instruction": "a", "output": "b"}, "alpaca")[0]
 
 
@@ -66,6 +67,7 @@ def test_a_bad_row_says_why(name, row, expected):
         ("ultrafeedback", {"chosen": [message("user", "a")], "rejected": [message("user", "b")]}, InvalidRow, "the last turn is the user's"),
         ("sharegpt", PAIRS["sharegpt"] | {"chosen": "yes"}, InvalidRow, "a turn is 'yes'"),
         ("scored", {"instruction": "a", "completions": [{"response": "x", "overall_score": 1.0}] * 2}, NoPreference, "all 2 completions have the score 1"),
+        ("scored", {"instruction": "a", "completions": [1.0, 2.0]}, InvalidRow, "a completion is 1.0, expected an object"),
         ("scored", {"instruction": "a", "completions": [{"response": "x", "overall_score": "high"}]}, InvalidRow, "`overall_score` is 'high', expected a number"),
     ],
 )

@@ -5,8 +5,12 @@ import os
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from ruamel.yaml import YAML
 
+from stages.records import read_parquet
 from tests import tiny
 from tests.hub_server import COMMIT, Server
 
@@ -116,6 +120,8 @@ def test_a_repository_that_is_not_there(fetch):
 def test_no_file_matches(fetch):
     result, _ = fetch(files=["*.csv"])
     assert failed(result, "no file matches", "*.csv", "correct `files` in params.yaml")
+    result, _ = fetch(files=["data/train-*.parquet", "data/trian-*.parquet"])
+    assert failed(result, "no file matches 'data/trian-*.parquet'; correct `files` in params.yaml")
 
 
 def test_a_gated_repository_says_where_the_token_goes_and_writes_it_nowhere(hub, fetch, tmp_path):
@@ -155,9 +161,38 @@ def test_a_hub_that_does_not_answer(hub, fetch):
     assert failed(result, f"some/rows at {COMMIT}: {hub.url} gave no answer", "timed out", "check the network")
 
 
+def test_a_download_that_stalls(hub, fetch):
+    hub.stalled.add("train-0.parquet")
+    result, _ = fetch(HF_HUB_DOWNLOAD_TIMEOUT="1")
+    assert failed(result, f"some/rows at {COMMIT}: {hub.url} gave no answer", "timed out", "check the network")
+
+
 def test_no_hub(fetch):
     result, _ = fetch(HF_ENDPOINT="http://127.0.0.1:9")
     assert failed(result, "http://127.0.0.1:9 gave no answer", "check the network and proxy settings")
+
+
+def test_a_model_and_rows_come_whole_through_their_stages(hub, model, tmp_path):
+    """Safetensors, tokenizer and Parquet files, from repositories that hold more."""
+    hub.add("some/model", {file.name: file.read_bytes() for file in model.iterdir()} | {"pytorch_model.bin": b"pickle", "LICENSE": b"free"}, kind="models")
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(tiny.alpaca_rows()), sink)
+    hub.add("some/rows", {"data/train-0.parquet": sink.getvalue().to_pybytes()})
+    content = tiny.tiny_params()
+    source = {"kind": "hub", "revision": COMMIT}
+    content["model"]["source"] = source | {"repo": "some/model", "repo_type": "model", "files": ["*.safetensors", "*.json"]}
+    rows = source | {"repo": "some/rows", "repo_type": "dataset", "files": ["data/train-*.parquet"]}
+    content["data"]["sft"]["sources"]["rows"]["source"] = rows
+    with (tmp_path / "params.yaml").open("w") as file:
+        YAML().dump(content, file)
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(tiny.ROOT)}
+    for stage, out in (("fetch_model", "models/base"), ("fetch_sft_data", "data/raw/sft")):
+        result = subprocess.run([sys.executable, "-m", f"stages.{stage}", "--out", out], cwd=tmp_path, env=environment, text=True, capture_output=True)
+        assert result.returncode == 0, result.stderr
+    wanted = {file.name: file.read_bytes() for file in model.iterdir() if file.suffix in (".safetensors", ".json")}
+    assert {file.name: file.read_bytes() for file in (tmp_path / "models/base").iterdir()} == wanted
+    assert read_parquet(tmp_path / "data/raw/sft/rows.parquet").to_pylist() == tiny.alpaca_rows()
+    assert not [path for _, path, _, _ in hub.requests if path.endswith(("pytorch_model.bin", "LICENSE"))]
 
 
 @pytest.mark.parametrize("reachable", [True, False])

@@ -67,14 +67,17 @@ def test_every_row_that_left_is_listed_once_with_its_reason(found, tmp_path_fact
 
 @given(found=rows(), budget=st.floats(0, 1))
 def test_the_budget_is_kept_or_names_the_first_rows(found, budget):
-    dropped = int(np.isin(found.reason, ledger.BUDGETED).sum())
-    if dropped / len(found.reason) <= budget:
-        assert ledger.check_budget(found, "tokenize.sft", budget) == dropped / len(found.reason)
+    left = np.isin(found.reason, ledger.BUDGETED)
+    over = [index for index in range(len(found.names)) if left[found.source == index].sum() > budget * (found.source == index).sum()]
+    if not over:
+        assert ledger.check_budget(found, "tokenize.sft", budget) == left.mean()
         return
+    own = found.source == over[0]
+    dropped = int((left & own).sum())
     with pytest.raises(InputError) as error:
         ledger.check_budget(found, "tokenize.sft", budget)
     message = str(error.value)
-    assert f"tokenize.sft.max_dropped: {dropped} of {len(found.reason)} rows" in message
-    first = int(np.flatnonzero(np.isin(found.reason, ledger.BUDGETED))[0])
+    assert f"tokenize.sft.max_dropped: {dropped} of {own.sum()} rows of {found.names[over[0]]} (" in message
+    first = int(np.flatnonzero(left & own)[0])
     assert f"{found.files[found.source[first]]}, row {found.number[first]}: {ledger.REASONS[found.reason[first]]}: because" in message
     assert message.count(": because") == min(dropped, ledger.SHOWN)

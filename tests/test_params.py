@@ -50,7 +50,6 @@ BROKEN = {
     "unknown policy": ("    overlong: drop", "    overlong: skip", ["tokenize.sft.overlong: found 'skip'", "'drop', 'truncate' or 'error'"]),
     "no column": ("    gsm8k: question\n", "", ["contamination.columns: found no 'gsm8k'", "each of evaluate.benchmarks"]),
     "not yaml": ("seed: 42", "seed: [42", ["not YAML"]),
-    "attention that cannot keep packed examples apart": ("attention: sdpa", "attention: eager", ["model.attention: found 'eager'", "tokenize.sft.packing", "see each other"]),
     "unknown kind": ("kind: pypi", "kind: ftp", ["model.source: found", "'hub', 'pypi', 'local'"]),
 }  # fmt: skip
 
@@ -65,6 +64,18 @@ def test_broken_params_are_named(case, tmp_path):
         params.load(file)
     for part in [str(file), *expected]:
         assert part in str(error.value), f"{part!r} is not in: {error.value}"
+
+
+def test_the_example_of_other_data_in_the_docs_is_valid(tmp_path):
+    from ruamel.yaml import YAML
+
+    yaml_reader = YAML()
+    content = yaml_reader.load(DEFAULT)
+    example = yaml_reader.load((ROOT / "docs" / "data.md").read_text().split("```yaml\n")[1].split("```")[0])
+    content["data"]["sft"] = example["data"]["sft"]
+    with (tmp_path / "params.yaml").open("w") as file:
+        yaml_reader.dump(content, file)
+    assert params.load(tmp_path / "params.yaml").data.sft.mix["alpaca"].weight == 2.5
 
 
 @pytest.mark.parametrize("file", ["params.yaml", "recipes/qwen3-4b.yaml"])

@@ -69,15 +69,15 @@ def as_a_user_would(adapter: Path, rows: list[dict]) -> None:
         assert tokenizer.decode(out, skip_special_tokens=True) in RULE.values()
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_packed_logits_equal_unpacked_logits(quantization, settings, model, tmp_path):
+@pytest.mark.parametrize(("quantization", "attention"), [("none", "sdpa"), ("nf4", "sdpa"), ("none", "eager")])
+def test_packed_logits_equal_unpacked_logits(quantization, attention, settings, model, tmp_path):
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     from stages import training
 
     settings = changed(settings, {"model.quantization": quantization})
     steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
-    base = modeling.load_base(model, settings.model)
+    base = modeling.load_base(model, changed(settings, {"model.attention": attention}).model)
     for row in training.shards(tmp_path / "sft_tokens", "train"):
         batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([row])
         with torch.no_grad():
@@ -87,6 +87,31 @@ def test_packed_logits_equal_unpacked_logits(quantization, settings, model, tmp_
         assert len(row["seq_lengths"]) > 1
         assert (packed - torch.cat(alone)).abs().max() < 1e-4
         assert (leaking - torch.cat(alone)).abs().max() > 1e-2, "a leak would not be seen"
+
+
+def leaky(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
+    """Causal attention that looks at no mask: right for one example, and wrong for two behind each other."""
+    key, value = (part.repeat_interleave(module.num_key_value_groups, dim=1) for part in (key, value))
+    found = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    return found.transpose(1, 2).contiguous(), None
+
+
+def test_an_attention_that_cannot_keep_examples_apart_is_refused(settings, model, tmp_path):
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_utils import AttentionInterface
+
+    from stages import InputError, training
+
+    steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
+    rows = training.shards(tmp_path / "sft_tokens", "train")
+    AttentionInterface.register("leaky", leaky)
+    for attention, expected in (("sdpa", None), ("eager", None), ("leaky", r"model\.attention: sdpa attention lets examples see those that they are packed behind")):
+        base = AutoModelForCausalLM.from_pretrained(model, attn_implementation=attention).eval()
+        if expected is None:
+            training.check_isolation(base, rows, settings.model)
+            continue
+        with pytest.raises(InputError, match=expected):
+            training.check_isolation(base, rows, settings.model)
 
 
 def test_twice_gives_the_same_bytes_and_no_pickle(settings, model, tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stages import training
+from stages import InputError, training
 from stages.chat import tokenize_pairs
 from stages.formats import to_pair
 from stages.records import read_parquet
@@ -60,6 +60,25 @@ def test_overlong_pairs_leave(settings, model, tmp_path):
     long = preference_rows()[0] | {"rejected": {"from": "gpt", "value": "red " * 200}}
     ledger = steps.tokenize_dpo(changed(settings, {"tokenize.dpo.max_dropped": 0.05}), model, [*preference_rows(), long], tmp_path)
     assert ledger["total"]["rows"]["overlong"] == 1 and dropped(tmp_path) == [(24, "overlong")]
+
+
+@pytest.mark.parametrize(
+    ("bad", "expected"),
+    [
+        ({"chosen": {"from": "gpt", "value": ""}}, "`value` is empty"),
+        ({"chosen": {"from": "gpt", "value": "a\0b"}}, "`value` holds a NUL"),
+        ({"rejected": {"from": "human", "value": "cat"}}, "turn 1 is the user's, expected the assistant's"),
+        ({"conversations": []}, "`conversations` is empty"),
+        ({"chosen": {"from": "gpt", "value": "a<|im_end|>"}}, "a text holds '<|im_end|>'"),
+    ],
+)
+def test_a_bad_pair_ends_in_the_ledger_or_fails_the_stage(bad, expected, settings, model, tmp_path):
+    rows = [*preference_rows(), preference_rows()[0] | bad]
+    with pytest.raises(InputError, match=r"tokenize\.dpo\.max_dropped: 1 of 25 rows of pairs"):
+        steps.tokenize_dpo(settings, model, rows, tmp_path)
+    steps.tokenize_dpo(changed(settings, {"tokenize.dpo.max_dropped": 0.05}), model, rows, tmp_path)
+    ((row, reason, detail),) = [(row["row"], row["reason"], row["detail"]) for row in read_parquet(tmp_path / "dpo_dropped.parquet").to_pylist()]
+    assert (row, reason) == (24, "invalid") and expected in detail
 
 
 @pytest.mark.parametrize("name", golden.PAIRS)

@@ -3,11 +3,19 @@
 import json
 import os
 import subprocess
+import signal
 import sys
+import time
+from unittest.mock import patch
 
+import datasets
+import hypothesis
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import strategies as st
 
-from stages import InputError, params, training
+from stages import InputError, params, tokenizing, training
 from stages.chat import IGNORED, load_tokenizer, tokenize
 from stages.formats import to_conversation
 from stages.records import read_parquet
@@ -200,8 +208,8 @@ def test_rows_fill_when_packed(settings, model, tmp_path):
     shards = sorted(file.name for file in (tmp_path / "sft_tokens").iterdir())
     assert shards == ["held_out-00000.arrow", "train-00000.arrow", "train-00001.arrow"]
     assert ledger["shards"]["train"]["filled"] >= 0.99
-    firsts = [row["seq_lengths"][0] for row in training.shards(tmp_path / "sft_tokens", "train")]
-    assert firsts != sorted(firsts, reverse=True)
+    first = [row["seq_lengths"][0] for row in datasets.Dataset.from_file(str(tmp_path / "sft_tokens" / "train-00000.arrow"))]
+    assert first != sorted(first, reverse=True), "rows are in the order of packing, longest first"
 
 
 GOOD = [json.dumps({"instruction": f"say {n}", "input": "", "output": "red cat"}).encode() for n in range(200)]
@@ -216,6 +224,9 @@ BAD = {
     "a lone surrogate": (b'{"instruction": "say", "input": "", "output": "\\ud800"}', "`output` holds the lone surrogate U+D800"),
     "a 1 MB line": (b'{"instruction": "say", "input": "", "output": "' + b"cat " * 250_000 + b'"}', "tokens, max_length is 128"),
     "deep nesting": (b"[" * 100_000 + b"]" * 100_000, "line 101 is not JSON"),
+    "nesting that tables cannot hold": (b'{"instruction": ' + b"[" * 60 + b"]" * 60 + b"}", "`instruction` is"),
+    "deep nesting in another column": (b'{"instruction": "say", "output": "cat", "extra": ' + b'{"a": ' * 600 + b"1" + b"}" * 601, "`extra` is more than 16 levels deep"),
+    "a number of 5,000 digits": (b'{"instruction": "say", "output": ' + b"1" * 5_000 + b"}", "line 101 is not JSON"),
     "a huge number": (b'{"instruction": 1' + b"0" * 30 + b"}", "`instruction` is a number"),
 }
 
@@ -243,6 +254,45 @@ def test_bad_turns_end_in_the_ledger_or_fail_the_stage(turns, expected, settings
     check_bad_row(file, expected, changed(settings, {"data.sft.sources.rows.format": "sharegpt"}), model, tmp_path)
 
 
+def test_a_parquet_row_that_cannot_be_read_ends_in_the_ledger(settings, model, tmp_path):
+    """Arrow does not look whether texts are UTF-8, nor whether dates are in a calendar."""
+    answers = pa.array([b"red cat %d" % n for n in range(200)]).cast(pa.string())
+    bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9"]).buffers())
+    stamps = pa.array([0] * 150 + [2**60] + [0] * 50, pa.timestamp("ms"))
+    table = pa.table({"instruction": [f"say {n}" for n in range(201)], "output": pa.concat_arrays([answers[:100], bad, answers[100:]]), "when": stamps})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    write_table(tmp_path / "rows.parquet", tmp_path / "raw_sft" / "rows.parquet", "rows")
+    from stages import tokenize_sft
+
+    tokenize_sft.run(changed(settings, {"tokenize.sft.max_dropped": 0.02}), steps.tokenize_paths(model, tmp_path, "sft"))
+    (first, second) = dropped(tmp_path)
+    assert first[:2] == (100, "invalid") and "a value cannot be read: 'utf-8' codec can't decode byte 0xe9" in first[2]
+    assert second[:2] == (150, "invalid") and "a value cannot be read" in second[2]
+
+
+SLOW_CODE = BYTES_CODE.replace("tiny.alpaca_rows(1800)", "tiny.alpaca_rows(60_000)")
+
+
+@pytest.mark.parametrize("victim", ["a worker", "the stage"])
+def test_killed_processes_leave_a_clear_message_and_nothing_behind(victim, world, tmp_path):
+    import psutil
+
+    command = [sys.executable, "-c", "from stages import command\n" + SLOW_CODE.replace('if __name__ == "__main__":', "def main():") + "\ncommand(main)"]
+    process = subprocess.Popen([*command, str(world), str(tmp_path / "out"), "2"], cwd=ROOT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    root = psutil.Process(process.pid)
+    while len(workers := root.children()) < 2:
+        assert process.poll() is None
+        time.sleep(0.1)
+    time.sleep(1)
+    (workers[0] if victim == "a worker" else root).send_signal(signal.SIGKILL)
+    message = process.communicate(timeout=60)[1]
+    if victim == "a worker":
+        assert process.returncode == 1 and "Traceback" not in message
+        assert "error: a process that tokenizes was ended from outside, most likely for want of memory" in message
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+    assert not (tmp_path / "out" / "sft_tokens").exists()
+
+
 def check_bad_row(file, expected, settings, model, folder):
     raw = folder / "raw_sft" / "rows.parquet"
     raw.parent.mkdir()
@@ -252,11 +302,51 @@ def check_bad_row(file, expected, settings, model, folder):
 
     with pytest.raises(InputError) as error:
         tokenize_sft.run(settings, paths)
-    assert "tokenize.sft.max_dropped: 1 of 201 rows" in str(error.value)
+    assert "tokenize.sft.max_dropped: 1 of 201 rows of rows" in str(error.value)
     assert f"{raw}, row 100: " in str(error.value) and expected in str(error.value)
     tokenize_sft.run(changed(settings, {"tokenize.sft.max_dropped": 0.02}), paths)
     ((row, reason, detail),) = dropped(folder)
     assert row == 100 and reason == ("overlong" if "tokens" in expected else "invalid") and expected in detail
+
+
+ANY_TEXT = st.one_of(st.text(max_size=30), st.sampled_from(["red", "blue cat", "RED ", "the dog " * 60, "a<|im_end|>b", "\0", ""]))
+ANY_ROW = st.fixed_dictionaries({"instruction": ANY_TEXT, "output": ANY_TEXT}, optional={"input": ANY_TEXT})
+
+
+@hypothesis.settings(max_examples=40, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(
+    rows=st.lists(ANY_ROW, max_size=20),
+    limit=st.one_of(st.none(), st.integers(1, 30)),
+    weight=st.sampled_from([0.3, 1.0, 1.7]),
+    overlong=st.sampled_from(["drop", "truncate"]),
+    near=st.sampled_from([None, 0.5]),
+    packing=st.booleans(),
+)
+def test_no_row_is_lost(rows, limit, weight, overlong, near, packing, settings, model, tmp_path_factory):
+    """Through the whole stage: raw is kept plus every reason for leaving, and the shards and the list of those left out agree."""
+    folder = tmp_path_factory.mktemp("any")
+    rows = [*alpaca_rows(12), *({"input": "", **row} for row in rows)]
+    values = {
+        "data.sft.mix.rows": {"limit": limit, "weight": weight}, "tokenize.sft.overlong": overlong, "tokenize.sft.deduplicate.near": near,
+        "tokenize.sft.packing": packing, "tokenize.sft.max_dropped": 1.0, "tokenize.sft.held_out": 1,
+    }  # fmt: skip
+    try:
+        with patch.object(tokenizing, "CHUNK", 7), patch.object(tokenizing, "WINDOW", 5), patch.object(tokenizing, "BATCH", 2):
+            ledger = steps.tokenize_sft(changed(settings, values), model, rows, folder)
+    except InputError as error:
+        assert "held_out: " in str(error) or "no row is left to train on" in str(error)
+        return
+    counts, tokens = ledger["total"]["rows"], ledger["total"]["tokens"]
+    left = dropped(folder)
+    assert counts["raw"] == len(rows) == counts["over_limit"] + len(left) + counts["train"] + counts["held_out"]
+    assert len({row for row, _, _ in left}) == len(left) and all(detail for _, _, detail in left)
+    for reason in {reason for _, reason, _ in left}:
+        assert counts[reason] == sum(found == reason for _, found, _ in left)
+    train, held_out = examples(folder / "sft_tokens", "train"), examples(folder / "sft_tokens", "held_out")
+    assert (len(train), len(held_out)) == (counts["seen"], counts["held_out"])
+    assert sum(len(ids) for ids, _ in train) == tokens["seen"] and sum(len(ids) for ids, _ in held_out) == tokens["held_out"]
+    assert not {str(ids) for ids, _ in train} & {str(ids) for ids, _ in held_out}
+    assert all(any(label != IGNORED for label in labels) for _, labels in train + held_out)
 
 
 @pytest.mark.parametrize("name", golden.ROWS)
