@@ -47,8 +47,7 @@ def test_near_finds_a_changed_word_and_keeps_the_first():
 
 def test_similarity_is_estimated_within_its_error():
     first, second = ({f"w{index}" for index in range(start, start + 400)} for start in (0, 100))
-    text = lambda words: " ".join(sorted(words))  # noqa: E731
-    one, two = (duplicates.signature(text(words)) for words in (first, second))
+    one, two = (duplicates.signature(" ".join(sorted(words))) for words in (first, second))
     shingles = [{tuple(sorted(words)[i : i + 5]) for i in range(len(words) - 4)} for words in (first, second)]
     true = len(shingles[0] & shingles[1]) / len(shingles[0] | shingles[1])
     assert abs(np.mean(one == two) - true) < 3 * 0.044

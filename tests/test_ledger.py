@@ -16,7 +16,10 @@ def rows(draw) -> ledger.Rows:
     """Rows of one to three sources with any reasons; kept ones are held out or seen once or more."""
     sources = draw(st.integers(1, 3))
     count = draw(st.integers(1, 40))
-    column = lambda values: np.array(draw(st.lists(values, min_size=count, max_size=count)))  # noqa: E731
+
+    def column(values: st.SearchStrategy) -> np.ndarray:
+        return np.array(draw(st.lists(values, min_size=count, max_size=count)))
+
     source = np.sort(column(st.integers(0, sources - 1)))
     reason = column(st.sampled_from([ledger.KEPT, *(code for code in range(len(ledger.REASONS)) if code not in (ledger.KEPT, ledger.OVER_LIMIT))]))
     tokens = np.where(reason == ledger.INVALID, 0, column(st.integers(2, 500)))

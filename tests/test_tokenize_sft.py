@@ -313,7 +313,7 @@ ANY_TEXT = st.one_of(st.text(max_size=30), st.sampled_from(["red", "blue cat", "
 ANY_ROW = st.fixed_dictionaries({"instruction": ANY_TEXT, "output": ANY_TEXT}, optional={"input": ANY_TEXT})
 
 
-@hypothesis.settings(max_examples=40, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(max_examples=40, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @hypothesis.given(
     rows=st.lists(ANY_ROW, max_size=20),
     limit=st.one_of(st.none(), st.integers(1, 30)),
