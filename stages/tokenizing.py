@@ -342,7 +342,10 @@ def taken_batches(source: Taken) -> Iterator[pa.RecordBatch]:
 
 def leave_contaminated(rows: ledger.Rows, folder: Path, data: str) -> None:
     found: dict[tuple[str, int], str] = {}
-    for file in sorted(folder.glob("*.parquet")):
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise InputError(f"{folder}: no *.parquet, expected a file for each benchmark; `dvc repro contamination` makes them")
+    for file in files:
         for match in read_parquet(file).to_pylist():
             if match["data"] == data:
                 found.setdefault((match["source"], match["row"]), f"holds row {match['doc_id']} of {file.stem}")
