@@ -4,7 +4,9 @@ Stages are functions of their declared deps and params, so nothing here may reac
 put offline before any library can read its settings. Only `stages.hub` puts it online again, for as long as it fetches.
 """
 
+import ctypes
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,6 +25,7 @@ class InputError(ValueError):
 def command(main: Callable[[], None]) -> None:
     """Run a stage. Bad input and a full disk end in one clear message and exit code 1; a bug keeps its traceback."""
     warnings.simplefilter("ignore", FutureWarning)
+    end_with_parent()
     try:
         main()
     except InputError as error:
@@ -33,6 +36,15 @@ def command(main: Callable[[], None]) -> None:
         if not disk_full(error):
             raise
         sys.exit(f"error: {os.getcwd()}: the disk is full ({error}); free space, then `dvc repro` (`dvc checkout` restores what was there)")
+
+
+def end_with_parent() -> None:
+    """Have Linux end this process when the one that started it is killed (PR_SET_PDEATHSIG of prctl(2)): a stage whose `dvc` is gone
+    would go on alone, beside the next one."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def disk_full(error: BaseException | None) -> bool:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -50,11 +51,14 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, template: Path) -> str:
         InputError: the template marks no answer, asks for one with other words than it renders, or ends it with no token.
     """
     user, answer = {"role": "user", "content": "x"}, "y"
-    (rendered, spans), = render(tokenizer, [[user, {"role": "assistant", "content": answer}]])
+    try:
+        ((rendered, spans),) = render(tokenizer, [[user, {"role": "assistant", "content": answer}]])
+        prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise InputError(f"{template}: not a template that can be rendered ({error})") from error
     if len(spans) != 1:
         raise InputError(f"{template}: {len(spans)} answers are marked in a conversation with one; put `{{% generation %}}` and `{{% endgeneration %}}` around it")
     begin, end = spans[0]
-    prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
     if rendered[:begin] != prompt:
         raise InputError(f"{template}: an answer is asked for with {prompt!r}, but follows {rendered[:begin]!r}; the two must be equal")
     token = rendered[begin:end].removeprefix(answer)

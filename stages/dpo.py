@@ -5,14 +5,13 @@ again. Before the first step the policy is the reference: unless its reward marg
 """
 
 import argparse
-import tempfile
 from pathlib import Path
 
 import datasets
 import torch
 from trl import DPOConfig, DPOTrainer
 
-from stages import InputError, command, launch, modeling, params, training
+from stages import InputError, checkpoints, command, launch, modeling, params, training
 from stages.chat import load_tokenizer
 from stages.records import write_json
 
@@ -42,8 +41,11 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(paths.base, paths.templates / f"{settings.model.chat_template}.jinja")
     train, held_out = (with_reference(paths, part) for part in ("train", "held_out"))
     model = modeling.load_adapter(modeling.load_base(paths.base, settings.model), paths.adapter, trainable=True)
-    times = training.StepTimes()
-    with tempfile.TemporaryDirectory() as folder:
+    template = paths.templates / f"{settings.model.chat_template}.jinja"
+    inputs = [paths.base, paths.adapter, paths.data, paths.reference, template]
+    name = checkpoints.fingerprint(settings.model_dump(include={"seed", "model", "reference", "dpo"}), inputs)
+    with checkpoints.kept("dpo", name, launch.is_main()) as folder:
+        saving = checkpoints.Checkpoints()
         shared = training.arguments(settings.dpo, settings.model.dtype, settings.seed, folder, launch.world_size())
         config = DPOConfig(
             **shared,
@@ -54,20 +56,20 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
             precompute_ref_log_probs=True,
         )
         with modeling.adapter_dtype_kept(model):
-            trainer = CachedReferenceTrainer(model, args=config, train_dataset=train, processing_class=tokenizer, callbacks=[times])
+            trainer = CachedReferenceTrainer(model, args=config, train_dataset=train, processing_class=tokenizer, callbacks=[saving])
         # the trainer's own frozen copy of the adapter, which the cached log-probs replace
         model.delete_adapter("ref")
         measured = {"train": train.take(min(MEASURED_PAIRS, len(train))), "held_out": held_out}
         before = {part: rewards(trainer, rows, settings, f"{part} pairs before") for part, rows in measured.items()}
         check_start(max(values["difference"] for values in before.values()), settings.model.dtype, paths)
-        trainer.train()
+        checkpoints.train(trainer, saving, folder)
         after = {part: rewards(trainer, rows, settings, f"{part} pairs after") for part, rows in measured.items()}
-    if launch.is_main():
-        rows = training.curve(trainer.state.log_history, CURVE)
-        modeling.save_adapter(trainer.accelerator.unwrap_model(trainer.model), tokenizer, paths.out)
-        training.write_curves(rows, times.seconds, paths.curves, paths.speed)
-        write_json(paths.metrics, summary(rows, before, after))
-    trainer.accelerator.end_training()
+        if launch.is_main():
+            rows = training.curve(trainer.state.log_history, CURVE)
+            modeling.save_adapter(trainer.accelerator.unwrap_model(trainer.model), tokenizer, paths.out)
+            training.write_curves(rows, saving.seconds, paths.curves, paths.speed)
+            write_json(paths.metrics, summary(rows, before, after))
+        trainer.accelerator.end_training()
 
 
 def with_reference(paths: argparse.Namespace, part: str) -> datasets.Dataset:

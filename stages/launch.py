@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from stages import end_with_parent
+
 LAUNCHED = "REPROTUNE_LAUNCHED"
 """Set in the processes that the launcher starts, so that they do the work."""
 
@@ -28,7 +30,7 @@ def relaunched(module: str, config: Path) -> bool:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", str(count)]
     print(f"{module}: {count} processes under accelerate and DeepSpeed ({config})", flush=True)
     command = [*launcher, "--module", module, *sys.argv[1:]]
-    status = subprocess.run(command, env=os.environ | {LAUNCHED: "1"}).returncode
+    status = subprocess.run(command, env=os.environ | {LAUNCHED: "1"}, preexec_fn=end_with_parent).returncode
     if status:
         sys.exit(status)
     return True

@@ -5,6 +5,7 @@ interrupted stage leaves the old file or the new one. Nothing here writes a time
 """
 
 import csv
+import errno
 import json
 import math
 import os
@@ -95,10 +96,10 @@ def write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | No
 
 
 def parquet_file(path: Path) -> pq.ParquetFile:
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     try:
         return pq.ParquetFile(path)
-    except FileNotFoundError:
-        raise
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a Parquet file ({error}); `dvc checkout` restores it, `dvc repro` makes it anew") from error
 

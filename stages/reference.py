@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trl.trainer.utils import add_fused_lm_head
 
-from stages import command, modeling, params, training
+from stages import checkpoints, command, modeling, params, training
 from stages.chat import load_tokenizer
 from stages.records import filling, write_parquet
 
@@ -20,10 +20,14 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     base = modeling.load_base(paths.base, settings.model)
     add_fused_lm_head(base)
     model = modeling.load_adapter(base, paths.adapter)
-    with filling(paths.out) as folder:
+    template = paths.templates / f"{settings.model.chat_template}.jinja"
+    name = checkpoints.fingerprint(settings.model_dump(include={"seed", "model", "reference"}), [paths.base, paths.adapter, paths.data, template])
+    with checkpoints.kept("reference", name) as progress, filling(paths.out) as folder:
         for part in ("train", "held_out"):
             rows = training.shards(paths.data, part)
-            found = training.pair_log_probs(model, rows, tokenizer.pad_token_id, settings.reference.batch_size, f"reference log-probs, {part}")
+            label = f"reference log-probs, {part}"
+            size = settings.reference.batch_size
+            found = training.pair_log_probs(model, rows, tokenizer.pad_token_id, size, label, progress / f"{part}.json")
             pairs = zip(found["chosen"], found["rejected"], strict=True)
             write_parquet(folder / f"{part}.parquet", [{"ref_chosen_logps": c, "ref_rejected_logps": r} for c, r in pairs])
 

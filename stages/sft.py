@@ -5,12 +5,11 @@ is in nats a token, over all labelled tokens of the held-out rows.
 """
 
 import argparse
-import tempfile
 from pathlib import Path
 
 from trl import SFTConfig, SFTTrainer
 
-from stages import command, launch, modeling, params, training
+from stages import checkpoints, command, launch, modeling, params, training
 from stages.chat import IGNORED, load_tokenizer
 from stages.records import write_json
 
@@ -23,8 +22,10 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     train, held_out = (training.shards(paths.data, part) for part in ("train", "held_out"))
     model = modeling.add_adapter(modeling.load_base(paths.base, settings.model), settings.lora, settings.seed)
     training.check_isolation(model, train, settings.model)
-    times = training.StepTimes()
-    with tempfile.TemporaryDirectory() as folder:
+    template = paths.templates / f"{settings.model.chat_template}.jinja"
+    name = checkpoints.fingerprint(settings.model_dump(include={"seed", "model", "lora", "sft"}), [paths.base, paths.data, template])
+    with checkpoints.kept("sft", name, launch.is_main()) as folder:
+        saving = checkpoints.Checkpoints()
         shared = training.arguments(settings.sft, settings.model.dtype, settings.seed, folder, launch.world_size())
         config = SFTConfig(
             **shared,
@@ -34,18 +35,18 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
             dataset_kwargs={"skip_prepare_dataset": True},
         )
         with modeling.adapter_dtype_kept(model):
-            trainer = SFTTrainer(model, config, train_dataset=train, processing_class=tokenizer, callbacks=[times])
+            trainer = SFTTrainer(model, config, train_dataset=train, processing_class=tokenizer, callbacks=[saving])
         policy = trainer.accelerator.unwrap_model(trainer.model)
         measure = (held_out, tokenizer.pad_token_id, settings.sft.micro_batch_size)
         before = training.loss_per_token(policy, *measure, "held-out loss before")
-        trainer.train()
+        checkpoints.train(trainer, saving, folder)
         after = training.loss_per_token(policy, *measure, "held-out loss after")
-    if launch.is_main():
-        rows = training.curve(trainer.state.log_history, CURVE)
-        modeling.save_adapter(policy, tokenizer, paths.out)
-        training.write_curves(rows, times.seconds, paths.curves, paths.speed)
-        write_json(paths.metrics, summary(rows, before, after, labelled(held_out), len(train)))
-    trainer.accelerator.end_training()
+        if launch.is_main():
+            rows = training.curve(trainer.state.log_history, CURVE)
+            modeling.save_adapter(policy, tokenizer, paths.out)
+            training.write_curves(rows, saving.seconds, paths.curves, paths.speed)
+            write_json(paths.metrics, summary(rows, before, after, labelled(held_out), len(train)))
+        trainer.accelerator.end_training()
 
 
 def labelled(rows) -> int:

@@ -6,10 +6,8 @@ order, a window at a time, and each window becomes a shard. No number of process
 """
 
 import argparse
-import ctypes
 import gc
 import os
-import signal
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from stages import InputError, duplicates, ledger
+from stages import InputError, duplicates, end_with_parent, ledger
 from stages.chat import IGNORED, load_tokenizer, special_pattern, tokenize, tokenize_pairs
 from stages.formats import InvalidRow, NoPreference, conversation_texts, pair_texts, rows_of, to_conversation, to_pair
 from stages.params import PreferencesData, SftData, Tokenize
@@ -205,7 +203,7 @@ def workers(task: Task, count: int) -> Iterator[Callable[[Iterator], Iterator[Ch
         return
     # forked, a worker is ready at once and shares what is loaded, which the garbage collector must not touch
     gc.freeze()
-    with ProcessPoolExecutor(count, get_context("fork"), end_with_parent, (os.getpid(),)) as pool:
+    with ProcessPoolExecutor(count, get_context("fork"), end_with_parent) as pool:
         # all are forked at the first task, before tqdm or Arrow start a thread
         pool.submit(int).result()
         try:
@@ -213,13 +211,6 @@ def workers(task: Task, count: int) -> Iterator[Callable[[Iterator], Iterator[Ch
         except BrokenProcessPool as error:
             raise InputError("a process that tokenizes was ended from outside, most likely for want of memory; free some, then `dvc repro`") from error
     gc.unfreeze()
-
-
-def end_with_parent(parent: int) -> None:
-    """Have Linux end this process when the stage is killed: PR_SET_PDEATHSIG of prctl(2)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def in_order(pool: Executor, chunks: Iterator, ahead: int) -> Iterator[Chunk]:
@@ -351,7 +342,10 @@ def taken_batches(source: Taken) -> Iterator[pa.RecordBatch]:
 
 def leave_contaminated(rows: ledger.Rows, folder: Path, data: str) -> None:
     found: dict[tuple[str, int], str] = {}
-    for file in sorted(folder.glob("*.parquet")):
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise InputError(f"{folder}: no *.parquet, expected a file for each benchmark; `dvc repro contamination` makes them")
+    for file in files:
         for match in read_parquet(file).to_pylist():
             if match["data"] == data:
                 found.setdefault((match["source"], match["row"]), f"holds row {match['doc_id']} of {file.stem}")

@@ -3,6 +3,7 @@
 A global batch is split over devices and accumulation steps as the machine allows; the run is the same.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +17,17 @@ import torch
 from datasets.table import InMemoryTable
 from peft import PeftModel
 from tqdm import tqdm
-from transformers import TrainerCallback
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from stages import InputError
+from stages import InputError, checkpoints
 from stages.chat import IGNORED
 from stages.params import Model, Training
-from stages.records import read_parquet, write_csv
+from stages.records import read_parquet, write_csv, write_text
 
 
-def arguments(settings: Training, dtype: str, seed: int, folder: str, processes: int) -> dict[str, Any]:
-    """Keyword arguments for TRL's SFTConfig and DPOConfig alike; `folder` stays empty, since nothing is saved from there."""
+def arguments(settings: Training, dtype: str, seed: int, folder: Path, processes: int) -> dict[str, Any]:
+    """Keyword arguments for TRL's SFTConfig and DPOConfig alike; checkpoints lie in `folder`, saved when `checkpoints` says."""
     rows_at_once = settings.micro_batch_size * processes
     if settings.global_batch_size % rows_at_once:
         raise InputError(
@@ -35,8 +35,9 @@ def arguments(settings: Training, dtype: str, seed: int, folder: str, processes:
             f"devices = {settings.micro_batch_size} × {processes}; change one of them or use fewer devices"
         )
     return {
-        "output_dir": folder,
+        "output_dir": str(folder),
         "save_strategy": "no",
+        "save_total_limit": checkpoints.KEPT,
         "report_to": "none",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
@@ -74,19 +75,6 @@ def shards(folder: Path, part: str) -> datasets.Dataset:
 def table(path: Path) -> datasets.Dataset:
     """A Parquet file as a dataset held in memory."""
     return datasets.Dataset(InMemoryTable(read_parquet(path)))
-
-
-class StepTimes(TrainerCallback):
-    """Seconds that each optimizer step took. A measurement, so it goes into no out that DVC hashes."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.begin = time.monotonic()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(time.monotonic() - self.begin)
 
 
 def curve(log_history: list[dict[str, float]], names: dict[str, str]) -> list[dict[str, float]]:
@@ -166,8 +154,12 @@ def loss_per_token(model: PeftModel, rows: datasets.Dataset, pad_token_id: int, 
     return total / count
 
 
-def pair_log_probs(model: PeftModel, rows: datasets.Dataset, pad_token_id: int, batch_size: int, label: str) -> dict[str, list[float]]:
+def pair_log_probs(
+    model: PeftModel, rows: datasets.Dataset, pad_token_id: int, batch_size: int, label: str, progress: Path | None = None
+) -> dict[str, list[float]]:
     """Summed log-probs, in nats, of each pair's chosen and rejected answer given its prompt, in the order of `rows`.
+
+    What is done is kept in the file `progress` now and then, and taken from there by a run that was killed.
 
     Pairs of like length are computed together. The model has TRL's fused head, which computes only what labels ask for.
     """
@@ -175,8 +167,18 @@ def pair_log_probs(model: PeftModel, rows: datasets.Dataset, pad_token_id: int, 
     length = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: (length[index], index))
     found: dict[str, list[float]] = {"chosen": [0.0] * len(rows), "rejected": [0.0] * len(rows)}
+    done = 0
+    if progress is not None and progress.exists():
+        kept = json.loads(progress.read_text())
+        done, found = kept["done"], kept["found"]
+        print(f"{label}: going on from {done:,} of {len(rows):,} pairs", flush=True)
+    saved = time.monotonic()
     with measuring(model):
-        for start in tqdm(range(0, len(rows), batch_size), desc=label, unit="batch"):
+        for start in tqdm(range(done, len(rows), batch_size), desc=label, unit="batch", initial=done // batch_size, total=-(-len(rows) // batch_size)):
+            if progress is not None and time.monotonic() - saved >= checkpoints.SECONDS:
+                # in full precision, unlike a record
+                write_text(progress, json.dumps({"done": start, "found": found}))
+                saved = time.monotonic()
             indices = order[start : start + batch_size]
             batch = {key: value.to(model.device) for key, value in collate([rows[index] for index in indices]).items()}
             labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)

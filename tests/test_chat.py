@@ -57,6 +57,7 @@ def test_pad_differs_from_end_of_turn(template, eos, model):
     [
         ("{% generation %}{{ m['content'] }} [END OF IT]{% endgeneration %}", r"an answer ends with ' \[END OF IT\]', expected one token"),
         ("{{ m['content'] }}<|im_end|>", "0 answers are marked in a conversation with one; put `{% generation %}`"),
+        ("{% generation %}{{ m['content'] }", "not a template that can be rendered"),
         ("now: {% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}", "an answer is asked for with 'user: xassistant: ', but follows"),
     ],
 )

@@ -163,6 +163,8 @@ def test_contaminated_rows_leave_when_asked_to(settings, model, tmp_path):
     from stages.contamination import MATCH
     from stages.records import write_parquet
 
+    with pytest.raises(InputError, match=r"contamination: no \*\.parquet, expected a file for each benchmark"):
+        steps.tokenize_sft(changed(settings, {"data.sft.exclude_contaminated": True}), model, alpaca_rows(), tmp_path)
     match = {"doc_id": 5, "data": "sft", "source": "rows", "row": 3, "coverage": 1.0, "longest": 20}
     write_parquet(tmp_path / "contamination" / "gsm8k.parquet", [match, match | {"data": "preferences", "row": 4}], MATCH)
     for exclude, count in ((False, 0), (True, 1)):
