@@ -1,7 +1,8 @@
 """Set base, SFT and DPO side by side: scores, differences on the same rows, and what each stage brought.
 
 Standard errors of differences are paired: the same rows are scored for both models, so only rows on which they differ count.
-Under `clean` the same is counted again without rows that are in the raw training data.
+`metrics/summary.json` has the means as numbers, which `dvc metrics` shows, and the tables behind them as lists, which it leaves out:
+`all`, an entry a benchmark and one for their mean, and `clean`, the same without rows that are in the raw training data.
 """
 
 import argparse
@@ -19,26 +20,24 @@ COMPARISONS = {"sft_vs_base": ("sft", "base"), "dpo_vs_sft": ("dpo", "sft"), "dp
 
 
 def run(benchmarks: list[str], metrics: Path, evals: Path, contamination: Path, summary: Path, plot: Path) -> None:
-    record: dict[str, Any] = {"scores": {}, "differences": {}, "n": {}}
-    clean: dict[str, Any] = {"scores": {}, "differences": {}, "n": {}}
+    tables: dict[str, list[dict[str, Any]]] = {"all": [], "clean": []}
     for name in benchmarks:
         found = {model: read_json(metrics / model / f"{name}.json") for model in MODELS}
         correct = {model: read_correct(evals / model / f"{name}.parquet") for model in MODELS}
-        record["scores"][name] = {model: {"score": value["score"], "stderr": value["stderr"]} for model, value in found.items()}
-        record["differences"][name] = compared(correct, name)
-        record["n"][name] = found["base"]["n"]
-        found_in_data = set(read_parquet(contamination / f"{name}.parquet")["doc_id"].to_pylist())
-        rest = {model: {row: value for row, value in values.items() if row not in found_in_data} for model, values in correct.items()}
-        clean["n"][name] = len(rest["base"])
-        if clean["n"][name] > 1:
-            clean["scores"][name] = {model: mean_of(list(values.values()), "score") for model, values in rest.items()}
-            clean["differences"][name] = compared(rest, name)
-    for part in (record, clean):
-        for table in ("scores", "differences"):
-            part[table] |= {"mean": averaged(list(part[table].values()))} if part[table] else {}
-    record["share_of_gain"] = share_of_gain(record["differences"]["mean"])
-    write_json(summary, record | {"clean": clean})
-    write_json(plot, bars(record["scores"]))
+        scores = {model: {"score": value["score"], "stderr": value["stderr"]} for model, value in found.items()}
+        tables["all"].append({"benchmark": name, "n": found["base"]["n"], "scores": scores, "differences": compared(correct, name)})
+        in_data = set(read_parquet(contamination / f"{name}.parquet")["doc_id"].to_pylist())
+        rest = {model: {row: value for row, value in values.items() if row not in in_data} for model, values in correct.items()}
+        if len(rest["base"]) > 1:
+            scores = {model: mean_of(list(values.values()), "score") for model, values in rest.items()}
+            tables["clean"].append({"benchmark": name, "n": len(rest["base"]), "scores": scores, "differences": compared(rest, name)})
+    for rows in tables.values():
+        rows += [averaged(rows)] if rows else []
+    mean = tables["all"][-1]
+    headline = {model: value["score"] for model, value in mean["scores"].items()}
+    headline |= {label: value["difference"] for label, value in mean["differences"].items()}
+    write_json(summary, headline | tables | {"share_of_gain": share_of_gain(mean["differences"])})
+    write_json(plot, bars(tables["all"]))
 
 
 def compared(correct: dict[str, dict[int, float]], name: str) -> dict[str, dict[str, float]]:
@@ -63,27 +62,34 @@ def mean_of(values: list[float], key: str) -> dict[str, float]:
     return {key: float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / math.sqrt(len(values)))}
 
 
-def averaged(rows: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+def averaged(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The mean over benchmarks, each with the same weight; their errors are independent."""
+
+    def mean(values: list[dict[str, float]], key: str) -> dict[str, float]:
+        return {key: sum(value[key] for value in values) / len(values), "stderr": math.hypot(*(value["stderr"] for value in values)) / len(values)}
+
     return {
-        label: {
-            key: math.sqrt(sum(row[label][key] ** 2 for row in rows)) / len(rows) if key == "stderr" else sum(row[label][key] for row in rows) / len(rows)
-            for key in rows[0][label]
-        }
-        for label in rows[0]
-    }  # fmt: skip
+        "benchmark": "mean",
+        "n": sum(row["n"] for row in rows),
+        "scores": {model: mean([row["scores"][model] for row in rows], "score") for model in MODELS},
+        "differences": {label: mean([row["differences"][label] for row in rows], "difference") for label in COMPARISONS},
+    }
 
 
-def share_of_gain(mean: dict[str, dict[str, float]]) -> dict[str, float]:
+def share_of_gain(mean: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     """What part of the gain in mean score SFT and DPO each brought; nothing where there is no gain to share."""
     total = mean["dpo_vs_base"]["difference"]
     if total <= 0:
-        return {}
-    return {"sft": mean["sft_vs_base"]["difference"] / total, "dpo": mean["dpo_vs_sft"]["difference"] / total}
+        return []
+    return [{"stage": stage, "share": mean[label]["difference"] / total} for stage, label in (("sft", "sft_vs_base"), ("dpo", "dpo_vs_sft"))]
 
 
-def bars(scores: dict[str, dict[str, dict[str, float]]]) -> list[dict[str, Any]]:
-    return [{"benchmark": name, "model": model, "label": f"{name} {model}", **value} for name, models in scores.items() for model, value in models.items()]
+def bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"benchmark": row["benchmark"], "model": model, "label": f"{row['benchmark']} {model}", **value}
+        for row in rows
+        for model, value in row["scores"].items()
+    ]
 
 
 def main() -> None:

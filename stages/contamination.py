@@ -55,20 +55,20 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     section = settings.contamination
     vocabulary: dict[str, int] = {}
     documents: list[Document] = []
-    counts: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, Any]] = {}
     for name in settings.evaluate.benchmarks:
-        found = read_benchmark(paths.raw / "benchmarks" / name / f"{settings.benchmarks[name].split}.parquet", name, section.columns[name], vocabulary)
+        found = read_benchmark(paths.raw / "benchmarks" / name, name, section.columns[name], vocabulary)
         long_enough = [document for document in found if len(document.words) >= SHORT]
         rows, searched = ({document.doc_id for document in some} for some in (found, long_enough))
-        counts[name] = {"rows": len(rows), "rows_too_short": len(rows - searched)}
+        counts[name] = {"benchmark": name, "rows": len(rows), "rows_too_short": len(rows - searched)}
         documents += long_enough
     index = Index(documents)
     matches: list[dict[str, Any]] = []
-    trained: dict[str, dict[str, int]] = {}
+    trained: list[dict[str, Any]] = []
     for data, source, texts_of in readers(settings):
         found, count = search(paths.raw / data / f"{source}.parquet", texts_of, index, vocabulary, section.coverage)
         matches += [match | {"data": data, "source": source} for match in found]
-        trained[f"{data}.{source}"] = {"rows": count, "rows_contaminated": len({match["row"] for match in found})}
+        trained.append({"source": f"{data}.{source}", "rows": count, "rows_contaminated": len({match["row"] for match in found})})
     with filling(paths.out) as out:
         for name in settings.evaluate.benchmarks:
             own = [{key: match[key] for key in MATCH.names} for match in matches if match["benchmark"] == name]
@@ -78,7 +78,8 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
             counts[name]["rows_contaminated"] = len(hit)
             counts[name]["rows_with_13_gram"] = len({match["doc_id"] for match in own if match["longest"] >= LONG})
             print(f"{name}: {len(hit):,} of {counts[name]['rows']:,} rows are in the raw training data")
-    write_json(paths.metrics, {"benchmarks": counts, "training": trained})
+    tables = {"benchmarks": list(counts.values()), "training": trained}
+    write_json(paths.metrics, tables | {"contaminated": sum(found["rows_contaminated"] for found in counts.values())})
 
 
 def readers(settings: params.Params) -> Iterator[tuple[str, str, TextsOf]]:
@@ -89,8 +90,12 @@ def readers(settings: params.Params) -> Iterator[tuple[str, str, TextsOf]]:
         yield "preferences", name, lambda row, form=source.format: pair_texts(to_pair(row, form))
 
 
-def read_benchmark(file: Path, name: str, column: str, vocabulary: dict[str, int]) -> list[Document]:
+def read_benchmark(folder: Path, name: str, column: str, vocabulary: dict[str, int]) -> list[Document]:
     """The documents of a benchmark's scored split; new words get the next numbers of the vocabulary, from 1."""
+    files = sorted(folder.glob("*.parquet"))
+    if len(files) != 1:
+        raise InputError(f"{folder}: {len(files)} Parquet files, expected one, of the split that is scored; `dvc checkout {folder}` restores it")
+    file = files[0]
     rows = read_parquet(file).to_pylist()
     if rows and not isinstance(rows[0].get(column), str):
         raise InputError(f"params.yaml: contamination.columns.{name}: found {column!r}, expected a text column of {file}: {sorted(rows[0])}")

@@ -6,6 +6,7 @@ again. Before the first step the policy is the reference: unless its reward marg
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -107,14 +108,14 @@ def check_start(difference: float, dtype: str, paths: argparse.Namespace) -> Non
         )
 
 
-def summary(rows: list[dict[str, float]], before: dict, after: dict) -> dict[str, float]:
-    record = {"steps": len(rows), "train_tokens": rows[-1]["tokens"]}
-    for when, parts in (("before", before), ("after", after)):
-        for part, values in parts.items():
-            record[f"{part}_pairs"] = values["pairs"]
-            for key in ("margin", "accuracy", "loss"):
-                record[f"{part}_{key if key == 'loss' else f'reward_{key}'}_{when}"] = values[key]
-    return record
+def summary(rows: list[dict[str, float]], before: dict[str, dict[str, float]], after: dict[str, dict[str, float]]) -> dict[str, Any]:
+    measured = [
+        {"measure": measure, "rows": label, "n": before[part]["pairs"], "unit": "pairs", "before": before[part][key], "after": after[part][key]}
+        for part, label in (("train", "training pairs"), ("held_out", "held-out pairs"))
+        for key, measure in (("loss", "loss"), ("margin", "reward margin"), ("accuracy", "reward accuracy"))
+    ]
+    headline = {f"held_out_{key}": after["held_out"][key] for key in ("loss", "margin", "accuracy")}
+    return {"steps": len(rows), "tokens": int(rows[-1]["tokens"]), "measured": measured} | headline
 
 
 def main() -> None:

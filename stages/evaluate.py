@@ -61,10 +61,10 @@ def score(scorer: Any, name: str, benchmark: params.Benchmark, data: Path, seed:
 
     Args:
         scorer: an lm-eval model.
-        data: folder with a Parquet file for each split, in the columns that the Hub has.
+        data: folder with a Parquet file of the scored split, and under `fewshot/` one of the examples' if that is another.
 
     Returns:
-        The metrics, flat and numeric, and one dict a sample, in the order of the benchmark's rows.
+        The metrics, and one dict a sample, in the order of the benchmark's rows.
     """
     indices = subset(data / f"{benchmark.split}.parquet", name, benchmark.limit, seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +80,7 @@ def score(scorer: Any, name: str, benchmark: params.Benchmark, data: Path, seed:
             torch_random_seed=seed,
             fewshot_random_seed=seed,
         )
-    return flat_metrics(results, name, benchmark), sample_rows(results["samples"][f"local_{name}"], benchmark)
+    return task_metrics(results, name, benchmark), sample_rows(results["samples"][f"local_{name}"], benchmark)
 
 
 def subset(file: Path, name: str, limit: int | None, seed: int) -> list[int]:
@@ -94,7 +94,7 @@ def subset(file: Path, name: str, limit: int | None, seed: int) -> list[int]:
 def task_definition(name: str, benchmark: params.Benchmark, data: Path, cache: Path) -> dict[str, Any]:
     """lm-eval's own definition, included by path, with our rows in place of the Hub's."""
     stock = stock_definition(name)
-    splits = {file.stem: str(file.resolve()) for file in sorted(data.glob("*.parquet"))}
+    splits = {file.stem: str(file.resolve()) for file in sorted(data.rglob("*.parquet"))}
     definition = {
         "include": str(stock),
         "task": f"local_{name}",
@@ -125,20 +125,20 @@ def stock_definition(name: str) -> Path:
     return found[0]
 
 
-def flat_metrics(results: dict[str, Any], name: str, benchmark: params.Benchmark) -> dict[str, Any]:
-    """`score` and `stderr` are those of the benchmark's own metric; the task's other metrics stand under their names."""
-    found = {key: value for key, value in results["results"][f"local_{name}"].items() if isinstance(value, int | float)}
-    if benchmark.metric not in found:
-        known = sorted(key for key in found if "_stderr" not in key and "," in key)
-        raise InputError(f"params.yaml: benchmarks.{name}.metric: found {benchmark.metric!r}, expected one of {known}")
-    metric, selection = benchmark.metric.split(",")
-    record = {key.replace(",", "_").replace("-", "_").removesuffix("_none"): value for key, value in found.items() if "," in key}
-    return record | {
-        "score": found[benchmark.metric],
-        "stderr": found[f"{metric}_stderr,{selection}"],
-        "n": results["n-samples"][f"local_{name}"]["effective"],
-        "num_fewshot": benchmark.num_fewshot,
+def task_metrics(results: dict[str, Any], name: str, benchmark: params.Benchmark) -> dict[str, Any]:
+    """`score` and `stderr` are those of the benchmark's own metric; `metrics` lists all of the task's, as lm-eval names them."""
+    found = results["results"][f"local_{name}"]
+    # a metric without a standard error has a text there
+    metrics = {
+        key: {"metric": key, "value": value, "stderr": stderr if isinstance(stderr := found[key.replace(",", "_stderr,")], float) else None}
+        for key, value in found.items()
+        if "," in key and "_stderr," not in key
     }
+    if benchmark.metric not in metrics:
+        raise InputError(f"params.yaml: benchmarks.{name}.metric: found {benchmark.metric!r}, expected one of {sorted(metrics)}")
+    own = metrics[benchmark.metric]
+    n = results["n-samples"][f"local_{name}"]["effective"]
+    return {"score": own["value"], "stderr": own["stderr"], "n": n, "metrics": [metrics[key] for key in sorted(metrics)]}
 
 
 def sample_rows(samples: list[dict[str, Any]], benchmark: params.Benchmark) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Fetch one benchmark's rows into `data/raw/benchmarks/<b>/<split>.parquet`, in the columns that the Hub has.
 
+That folder holds the split that is scored and no other; few-shot examples of another split are in `fewshot/<split>.parquet`.
 lm-eval's task definitions read those columns, so a package that carries a benchmark in another form is put back:
 OLMES request files hold a row for each (document, choice), with the prompt's `Question:` and `Answer:` around it.
 """
@@ -25,9 +26,11 @@ def run(name: str, benchmark: params.Benchmark, out: Path) -> None:
         if not splits.get(needed):
             raise InputError(f"benchmarks.{name}: no rows for split {needed!r}, found {sorted(splits)}; correct source, split or fewshot_split")
     with filling(out) as folder:
-        for split, rows in splits.items():
-            write_parquet(folder / f"{split}.parquet", rows)
-            print(f"{name}: {len(rows):,} rows in {split}")
+        write_parquet(folder / f"{benchmark.split}.parquet", splits[benchmark.split])
+        if benchmark.fewshot_split != benchmark.split:
+            write_parquet(folder / "fewshot" / f"{benchmark.fewshot_split}.parquet", splits[benchmark.fewshot_split])
+    for split in sorted({benchmark.split, benchmark.fewshot_split}):
+        print(f"{name}: {len(splits[split]):,} rows in {split}")
 
 
 def hub(path: Path, split: str) -> dict[str, list[dict[str, Any]]]:

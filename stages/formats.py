@@ -176,7 +176,7 @@ def completion(part: Any) -> Row:
 
 def blank(row: Row, key: str) -> bool:
     found = row.get(key)
-    return found is None or isinstance(found, str) and not found.strip()
+    return found is None or (isinstance(found, str) and not found.strip())
 
 
 def item(row: Row, key: str) -> Any:

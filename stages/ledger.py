@@ -62,9 +62,9 @@ class Rows:
 
 
 def account(rows: Rows) -> dict[str, Any]:
-    """Rows and tokens by reason, in total and per source. raw is the sum of all others but `truncated` and `seen`."""
-    record = {"sources": {name: part(rows, np.flatnonzero(rows.source == index), rows.raw[index]) for index, name in enumerate(rows.names)}}
-    return record | {"total": part(rows, np.arange(len(rows.source)), sum(rows.raw))}
+    """Rows and tokens by reason, per source and in total. raw is the sum of all others but `truncated` and `seen`."""
+    sources = [{"source": name} | part(rows, np.flatnonzero(rows.source == index), rows.raw[index]) for index, name in enumerate(rows.names)]
+    return {"sources": sources, "total": [part(rows, np.arange(len(rows.source)), sum(rows.raw))]}
 
 
 def part(rows: Rows, chosen: np.ndarray, raw: int) -> dict[str, dict[str, int]]:

@@ -314,7 +314,7 @@ def problem(content: Any, error: Mapping[str, Any], resolve: Resolve) -> str:
     """One line for one pydantic error. The tag of a union stands in its location but in no file, so it is left out."""
     keys, here, around = [], content, content
     for part in error["loc"]:
-        if isinstance(here, dict) and part in here or isinstance(here, list) and isinstance(part, int):
+        if (isinstance(here, dict) and part in here) or (isinstance(here, list) and isinstance(part, int)):
             keys.append(str(part))
             here, around = here[part], here
         elif part == error["loc"][-1] and error["type"] == "missing":

@@ -15,15 +15,14 @@ from stages.records import read_json, write_text
 
 def run(settings: params.Params, metrics: Path, out: Path) -> None:
     summary = read_json(metrics / "summary.json")
-    order = [*settings.evaluate.benchmarks, "mean"]
-    summary |= {key: {name: summary[key][name] for name in order} for key in ("scores", "differences")}
+    scores, differences = ({row["benchmark"]: row[key] for row in summary["all"]} for key in ("scores", "differences"))
     data = {name: read_json(metrics / "data" / f"{name}.json") for name in ("sft", "dpo", "contamination")}
     train = {name: read_json(metrics / "train" / f"{name}.json") for name in ("sft", "dpo")}
-    figures.training_pipeline(pipeline_steps(settings, data, train, summary), out / "training_pipeline.png")
-    figures.comparison_bar(summary["scores"], out / "comparison_bar.png")
-    figures.average_performance(summary["scores"], out / "average_performance.png")
-    figures.improvement_chart(summary["differences"], out / "improvement_chart.png")
-    figures.radar_chart(summary["scores"], out / "radar_chart.png")
+    figures.training_pipeline(pipeline_steps(settings, data, train), out / "training_pipeline.png")
+    figures.comparison_bar(scores, out / "comparison_bar.png")
+    figures.average_performance(scores, out / "average_performance.png")
+    figures.improvement_chart(differences, out / "improvement_chart.png")
+    figures.radar_chart(scores, out / "radar_chart.png")
     sections = [
         f"# {settings.report.title}",
         *([f"> {settings.report.note}"] if settings.report.note else []),
@@ -32,20 +31,20 @@ def run(settings: params.Params, metrics: Path, out: Path) -> None:
         what_each_stage_brought(summary),
         training(train),
         data_section(data),
-        contamination(data["contamination"], summary, settings.evaluate.benchmarks),
+        contamination(data["contamination"], summary),
         setup(settings),
         reproduce(),
     ]
     write_text(out / "report.md", "\n\n".join(sections) + "\n")
 
 
-def pipeline_steps(settings: params.Params, data: dict, train: dict, summary: dict) -> list[tuple[str, str]]:
+def pipeline_steps(settings: params.Params, data: dict, train: dict) -> list[tuple[str, str]]:
     return [
         ("base", f"{model_name(settings.model.source)}\n{settings.model.quantization}, {settings.model.dtype}"),
-        ("SFT", f"{data['sft']['total']['rows']['train']:,} examples\n{train['sft']['steps']:,} steps, LoRA r {settings.lora.r}"),
+        ("SFT", f"{data['sft']['rows']:,} examples\n{train['sft']['steps']:,} steps, LoRA r {settings.lora.r}"),
         ("reference", "log-probs of the\nSFT model, once"),
-        ("DPO", f"{data['dpo']['total']['rows']['train']:,} pairs\n{train['dpo']['steps']:,} steps, β {settings.dpo.beta:g}"),
-        ("evaluate", f"3 models ×\n{len(summary['n'])} benchmarks"),
+        ("DPO", f"{data['dpo']['rows']:,} pairs\n{train['dpo']['steps']:,} steps, β {settings.dpo.beta:g}"),
+        ("evaluate", f"3 models ×\n{len(settings.evaluate.benchmarks)} benchmarks"),
     ]
 
 
@@ -61,10 +60,7 @@ def percent(value: dict[str, float], key: str) -> str:
 
 
 def results(summary: dict[str, Any]) -> str:
-    rows = [
-        [pretty(name), f"{summary['n'][name]:,}" if name in summary["n"] else "", *(percent(models[model], "score") for model in LABELS)]
-        for name, models in summary["scores"].items()
-    ]
+    rows = [[pretty(row["benchmark"]), f"{row['n']:,}", *(percent(row["scores"][model], "score") for model in LABELS)] for row in summary["all"]]
     return "\n\n".join(
         [
             "## Results",
@@ -85,14 +81,14 @@ def verdict(value: dict[str, float]) -> str:
 
 def what_each_stage_brought(summary: dict[str, Any]) -> str:
     rows = [
-        [pretty(name), *(f"{percent(labels[label], 'difference')} ({verdict(labels[label])})" for label in COMPARISONS)]
-        for name, labels in summary["differences"].items()
+        [pretty(row["benchmark"]), *(f"{percent(value, 'difference')} ({verdict(value)})" for value in (row["differences"][label] for label in COMPARISONS))]
+        for row in summary["all"]
     ]
-    shares = summary["share_of_gain"]
-    mean = summary["differences"]["mean"]["dpo_vs_base"]
+    shares = " and ".join(f"{item['stage'].upper()} {100 * item['share']:.0f}%" for item in summary["share_of_gain"])
+    mean = summary["all"][-1]["differences"]["dpo_vs_base"]
     text = "The mean score did not rise, so there is no gain to share out between the stages."
     if shares:
-        text = f"Of the rise in mean score of {100 * mean['difference']:.1f} points, SFT brought {100 * shares['sft']:.0f}% and DPO {100 * shares['dpo']:.0f}%."
+        text = f"Of the rise in mean score of {100 * mean['difference']:.1f} points, {shares}."
         if verdict(mean) != "gain":
             text += " The interval of that rise covers zero: these shares describe the sample, not the models."
     return "\n\n".join(
@@ -106,27 +102,19 @@ def what_each_stage_brought(summary: dict[str, Any]) -> str:
     )
 
 
-def training(train: dict[str, dict[str, float]]) -> str:
-    sft, dpo = train["sft"], train["dpo"]
+def training(train: dict[str, dict[str, Any]]) -> str:
     rows = [
-        ["SFT loss, held-out", f"{sft['held_out_loss_before']:.4f}", f"{sft['held_out_loss_after']:.4f}", f"{sft['held_out_tokens']:,} tokens"],
-        *(
-            [
-                f"DPO {label}, {part.replace('_', '-')} pairs",
-                f"{dpo[f'{part}_{key}_before']:.4f}",
-                f"{dpo[f'{part}_{key}_after']:.4f}",
-                f"{dpo[f'{part}_pairs']} pairs",
-            ]
-            for part in ("train", "held_out")
-            for label, key in (("loss", "loss"), ("reward margin", "reward_margin"), ("reward accuracy", "reward_accuracy"))
-        ),
+        [f"{stage.upper()} {row['measure']}, {row['rows']}", f"{row['before']:.4f}", f"{row['after']:.4f}", f"{row['n']:,} {row['unit']}"]
+        for stage, record in train.items()
+        for row in record["measured"]
     ]
+    ran = ", ".join(f"{stage.upper()} ran {record['steps']:,} steps over {record['tokens']:,} tokens" for stage, record in train.items())
     return "\n\n".join(
         [
             "## Training",
             "Losses in nats: SFT's a token, DPO's a pair. Before its first step DPO's policy is its reference, so every margin is 0 and every pair a tie.",
             table(["measure", "before", "after", "n"], rows),
-            f"SFT ran {sft['steps']:,} steps over {sft['train_tokens']:,.0f} tokens, DPO {dpo['steps']:,} steps over {dpo['train_tokens']:,.0f}.",
+            f"{ran}.",
         ]
     )
 
@@ -138,11 +126,11 @@ def data_section(data: dict[str, dict]) -> str:
         "not_drawn": "not drawn", "held_out": "held out", "train": "trained on",
     }  # fmt: skip
     rows = [
-        [f"{stage.upper()}: {source}", *(f"{counts['rows'][key]:,}" for key in names), f"{counts['tokens']['train']:,}"]
+        [f"{stage.upper()}: {counts['source']}", *(f"{counts['rows'][key]:,}" for key in names), f"{counts['tokens']['train']:,}"]
         for stage in ("sft", "dpo")
-        for source, counts in data[stage]["sources"].items()
+        for counts in data[stage]["sources"]
     ]
-    filled = data["sft"]["shards"]["train"]
+    filled = data["sft"]["shards"][0]
     return "\n\n".join(
         [
             "## Data",
@@ -153,20 +141,22 @@ def data_section(data: dict[str, dict]) -> str:
     )
 
 
-def contamination(found: dict[str, Any], summary: dict[str, Any], benchmarks: list[str]) -> str:
-    rows = []
-    for name in benchmarks:
-        counts, clean = found["benchmarks"][name], summary["clean"]
-        scores = [percent(clean["scores"][name][model], "score") if name in clean["scores"] else "" for model in LABELS]
-        rows.append(
-            [pretty(name), f"{counts['rows']:,}", f"{counts['rows_contaminated']:,}", f"{counts['rows_too_short']:,}", f"{clean['n'][name]:,}", *scores]
-        )
-    trained = [f"{source} {counts['rows_contaminated']:,} of {counts['rows']:,}" for source, counts in sorted(found["training"].items())]
+def contamination(found: dict[str, Any], summary: dict[str, Any]) -> str:
+    clean = {row["benchmark"]: [f"{row['n']:,}", *(percent(row["scores"][model], "score") for model in LABELS)] for row in summary["clean"]}
+    rows = [
+        [
+            pretty(counts["benchmark"]),
+            *(f"{counts[key]:,}" for key in ("rows", "rows_contaminated", "rows_too_short")),
+            *clean.get(counts["benchmark"], [""] * 4),
+        ]
+        for counts in found["benchmarks"]
+    ]
+    trained = [f"{counts['source']} {counts['rows_contaminated']:,} of {counts['rows']:,}" for counts in found["training"]]
     return "\n\n".join(
         [
             "## Contamination",
             "Benchmark rows that share 13 words in a row with a raw training row, or that its 8-grams cover to the set part; rows of fewer than "
-            "8 words cannot be judged. The scores are those on the scored rows that are clean.",
+            "8 words cannot be judged. The scores are those on the scored rows that are clean, where those are two or more.",
             table(["benchmark", "rows", "contaminated", "too short", "n, clean", *LABELS.values()], rows),
             f"Raw training rows that hold a benchmark row: {'; '.join(trained)}.",
         ]

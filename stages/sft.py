@@ -6,6 +6,7 @@ is in nats a token, over all labelled tokens of the held-out rows.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from trl import SFTConfig, SFTTrainer
 
@@ -45,7 +46,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
             rows = training.curve(trainer.state.log_history, CURVE)
             modeling.save_adapter(policy, tokenizer, paths.out)
             training.write_curves(rows, saving.seconds, paths.curves, paths.speed)
-            write_json(paths.metrics, summary(rows, before, after, labelled(held_out), len(train)))
+            write_json(paths.metrics, summary(rows, before, after, labelled(held_out)))
         trainer.accelerator.end_training()
 
 
@@ -54,17 +55,9 @@ def labelled(rows) -> int:
     return sum(label != IGNORED for row in rows for label in row["labels"])
 
 
-def summary(rows: list[dict[str, float]], before: float, after: float, tokens: int, train_rows: int) -> dict[str, float]:
-    return {
-        "held_out_loss_before": before,
-        "held_out_loss_after": after,
-        "held_out_tokens": tokens,
-        "train_loss_first": rows[0]["loss"],
-        "train_loss_last": rows[-1]["loss"],
-        "train_rows": train_rows,
-        "train_tokens": rows[-1]["tokens"],
-        "steps": len(rows),
-    }
+def summary(rows: list[dict[str, float]], before: float, after: float, tokens: int) -> dict[str, Any]:
+    measured = {"measure": "loss", "rows": "held-out rows", "n": tokens, "unit": "tokens", "before": before, "after": after}
+    return {"steps": len(rows), "tokens": int(rows[-1]["tokens"]), "held_out_loss": after, "measured": [measured]}
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from stages import params
-from stages.records import read_json, write_parquet
+from stages.records import read_json, read_parquet, write_parquet
 from tests.tiny import ROOT
 
 TEMPLATES = ROOT / "templates"
@@ -16,7 +16,7 @@ def tokenize_sft(settings: params.Params, base: Path, rows: list[dict], folder: 
 
     write_parquet(folder / "raw_sft" / "rows.parquet", rows)
     tokenize_sft.run(settings, tokenize_paths(base, folder, "sft"), processes)
-    return read_json(folder / "sft_data.json")
+    return account(folder / "sft_data.json")
 
 
 def tokenize_dpo(settings: params.Params, base: Path, rows: list[dict], folder: Path, processes: int = 1) -> dict:
@@ -24,7 +24,27 @@ def tokenize_dpo(settings: params.Params, base: Path, rows: list[dict], folder: 
 
     write_parquet(folder / "raw_dpo" / "pairs.parquet", rows)
     tokenize_dpo.run(settings, tokenize_paths(base, folder, "dpo"), processes)
-    return read_json(folder / "dpo_data.json")
+    return account(folder / "dpo_data.json")
+
+
+def account(file: Path) -> dict:
+    """A ledger's lists by name."""
+    record = read_json(file)
+    (total,) = record["total"]
+    return record | {"total": total, **{key: {row[name]: row for row in record[key]} for key, name in (("sources", "source"), ("shards", "part"))}}
+
+
+def dropped(folder: Path, name: str = "sft") -> list[tuple[int, str, str]]:
+    return [(row["row"], row["reason"], row["detail"]) for row in read_parquet(folder / f"{name}_dropped.parquet").to_pylist()]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def measured(metrics: dict) -> dict[tuple[str, str], dict]:
+    """A training stage's measurements by (rows, measure)."""
+    return {(row["rows"], row["measure"]): row for row in metrics["measured"]}
 
 
 def tokenize_paths(base: Path, folder: Path, name: str) -> Namespace:

@@ -1,9 +1,7 @@
 """From conversations to tokens and labels."""
 
-import json
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from stages import InputError
 from stages.chat import IGNORED, load_tokenizer, tokenize

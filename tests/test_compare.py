@@ -21,27 +21,32 @@ def write_scores(folder, name: str, correct: dict[str, list[float]], contaminate
 
 def run(folder, names):
     compare.run(names, folder / "metrics", folder / "evals", folder / "contamination", folder / "summary.json", folder / "scores.json")
-    return read_json(folder / "summary.json")
+    summary = read_json(folder / "summary.json")
+    return summary | {table: {row["benchmark"]: row for row in summary[table]} for table in ("all", "clean")}
 
 
 def test_known_samples_give_known_differences(tmp_path):
     write_scores(tmp_path, "a", {"base": [1, 0, 0, 0], "sft": [1, 1, 0, 0], "dpo": [1, 1, 1, 0]})
     write_scores(tmp_path, "b", {"base": [1, 0], "sft": [1, 0], "dpo": [1, 1]})
     summary = run(tmp_path, ["a", "b"])
-    assert summary["scores"]["a"]["sft"]["score"] == 0.5
-    assert summary["differences"]["a"]["sft_vs_base"] == {"difference": 0.25, "stderr": 0.25}
-    assert summary["differences"]["b"]["sft_vs_base"] == {"difference": 0.0, "stderr": 0.0}
-    assert summary["differences"]["mean"]["dpo_vs_base"]["difference"] == pytest.approx(0.5)
-    assert summary["differences"]["mean"]["sft_vs_base"] == {"difference": 0.125, "stderr": 0.125}
-    assert summary["share_of_gain"] == {"dpo": 0.75, "sft": 0.25}
-    assert summary["n"] == {"a": 4, "b": 2}
+    a, b, mean = summary["all"].values()
+    assert a["scores"]["sft"]["score"] == 0.5
+    assert a["differences"]["sft_vs_base"] == {"difference": 0.25, "stderr": 0.25}
+    assert b["differences"]["sft_vs_base"] == {"difference": 0.0, "stderr": 0.0}
+    assert mean["differences"]["dpo_vs_base"]["difference"] == summary["dpo_vs_base"] == pytest.approx(0.5)
+    assert mean["differences"]["sft_vs_base"] == {"difference": 0.125, "stderr": 0.125}
+    assert summary["share_of_gain"] == [{"stage": "sft", "share": 0.25}, {"stage": "dpo", "share": 0.75}]
+    assert (a["n"], b["n"], mean["n"]) == (4, 2, 6)
+    assert {key: value for key, value in summary.items() if isinstance(value, float)} == {
+        "base": 0.375, "sft": 0.5, "dpo": 0.875, "sft_vs_base": 0.125, "dpo_vs_sft": 0.375, "dpo_vs_base": 0.5,
+    }  # fmt: skip
     rows = read_json(tmp_path / "scores.json")
     assert len(rows) == 9 and {row["model"] for row in rows} == {"base", "sft", "dpo"}
 
 
 def test_no_gain_has_no_shares(tmp_path):
     write_scores(tmp_path, "a", {"base": [1, 1], "sft": [1, 0], "dpo": [1, 1]})
-    assert run(tmp_path, ["a"])["share_of_gain"] == {}
+    assert run(tmp_path, ["a"])["share_of_gain"] == []
 
 
 def test_models_scored_on_other_rows_are_refused(tmp_path):
@@ -54,10 +59,10 @@ def test_clean_rows_are_counted_apart(tmp_path):
     write_scores(tmp_path, "a", {"base": [1, 0, 0, 0], "sft": [1, 1, 0, 0], "dpo": [1, 1, 1, 0]}, contaminated=(0, 3, 99))
     write_scores(tmp_path, "b", {"base": [1, 0], "sft": [1, 0], "dpo": [1, 1]}, contaminated=(0,))
     summary = run(tmp_path, ["a", "b"])
-    assert summary["n"] == {"a": 4, "b": 2} and summary["scores"]["a"]["base"]["score"] == 0.25
+    assert summary["all"]["a"]["n"] == 4 and summary["all"]["a"]["scores"]["base"]["score"] == 0.25
     clean = summary["clean"]
-    assert clean["n"] == {"a": 2, "b": 1}
-    assert clean["scores"]["a"] == {"base": {"score": 0.0, "stderr": 0.0}, "sft": {"score": 0.0, "stderr": 0.0}, "dpo": {"score": 0.5, "stderr": 0.5}}
-    assert clean["differences"]["a"]["dpo_vs_base"] == {"difference": 0.5, "stderr": 0.5}
-    assert "b" not in clean["scores"], "one row has no standard error"
-    assert clean["scores"]["mean"]["dpo"]["score"] == 0.5
+    assert clean["a"]["n"] == clean["mean"]["n"] == 2
+    assert clean["a"]["scores"] == {"base": {"score": 0.0, "stderr": 0.0}, "sft": {"score": 0.0, "stderr": 0.0}, "dpo": {"score": 0.5, "stderr": 0.5}}
+    assert clean["a"]["differences"]["dpo_vs_base"] == {"difference": 0.5, "stderr": 0.5}
+    assert "b" not in clean, "one row has no standard error"
+    assert clean["mean"]["scores"]["dpo"]["score"] == 0.5

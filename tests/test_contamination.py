@@ -44,8 +44,9 @@ def test_a_planted_row_is_found_in_either_data(name, settings, tmp_path):
     assert all(row["coverage"] == 1.0 and row["longest"] == len(text.split()) for row in found[name])
     assert not any(rows for other, rows in found.items() if other != name)
     metrics = read_json(tmp_path / "metrics.json")
-    assert metrics["benchmarks"][name]["rows_contaminated"] == metrics["benchmarks"][name]["rows_with_13_gram"] == 1
-    assert metrics["training"] == {"preferences.pairs": {"rows": 2, "rows_contaminated": 1}, "sft.rows": {"rows": 2, "rows_contaminated": 1}}
+    (counts,) = [row for row in metrics["benchmarks"] if row["benchmark"] == name]
+    assert counts["rows_contaminated"] == counts["rows_with_13_gram"] == metrics["contaminated"] == 1
+    assert metrics["training"] == [{"source": source, "rows": 2, "rows_contaminated": 1} for source in ("sft.rows", "preferences.pairs")]
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -99,13 +100,13 @@ def test_a_row_with_one_long_filling_is_searched(settings, tmp_path):
     write_parquet(tmp_path / "raw" / "sft" / "rows.parquet", [{"instruction": "say", "input": "", "output": text}])
     contamination.run(settings, Namespace(raw=tmp_path / "raw", out=tmp_path / "out", metrics=tmp_path / "metrics.json"))
     assert len(read_parquet(tmp_path / "out" / "winogrande.parquet")) == 1
-    assert read_json(tmp_path / "metrics.json")["benchmarks"]["winogrande"]["rows_too_short"] == 0
+    assert read_json(tmp_path / "metrics.json")["benchmarks"][-1]["rows_too_short"] == 0
 
 
 def test_rows_too_short_to_judge_are_counted(settings, tmp_path):
     world(tmp_path, settings, ["hello"])
-    counts = read_json(tmp_path / "metrics.json")["benchmarks"]
-    assert counts["arc_challenge"]["rows"] == 2 and counts["arc_challenge"]["rows_too_short"] == 1
+    first = read_json(tmp_path / "metrics.json")["benchmarks"][0]
+    assert first["benchmark"] == "arc_challenge" and first["rows"] == 2 and first["rows_too_short"] == 1
 
 
 def test_a_wrong_column_is_named(settings, tmp_path):

@@ -52,7 +52,7 @@ def test_the_reference_is_the_sft_adapter_and_not_the_base(tuned, model):
 def test_the_margin_is_zero_at_step_zero(tuned, model):
     settings, folder = tuned
     metrics = steps.dpo(settings, model, folder)
-    assert abs(metrics["held_out_reward_margin_before"]) < 1e-5
+    assert abs(steps.measured(metrics)["held-out pairs", "reward margin"]["before"]) < 1e-5
     first = (folder / "dpo.csv").read_text().splitlines()[:2]
     row = dict(zip(first[0].split(","), map(float, first[1].split(",")), strict=True))
     assert abs(row["reward_margin"]) < 1e-4 and row["loss"] == pytest.approx(0.693147, abs=1e-4)
@@ -124,9 +124,9 @@ def test_a_preference_is_learned_whichever_way_it_goes(swapped, tuned, model, tm
     steps.tokenize_dpo(settings, model, taste_rows(160, swapped), tmp_path)
     steps.reference(settings, model, tmp_path)
     metrics = steps.dpo(settings, model, tmp_path)
-    assert metrics["held_out_pairs"] == 40
-    assert metrics["held_out_reward_accuracy_before"] == 0.5
-    assert metrics["held_out_reward_accuracy_after"] >= 0.95
+    accuracy = steps.measured(metrics)["held-out pairs", "reward accuracy"]
+    assert accuracy["n"] == 40 and accuracy["before"] == 0.5
+    assert accuracy["after"] == metrics["held_out_accuracy"] >= 0.95
     tokenizer_pad, rows = 0, training.shards(tmp_path / "dpo_tokens", "held_out")
     from trl.trainer.utils import add_fused_lm_head
 

@@ -3,7 +3,7 @@
 import pytest
 
 from stages import InputError, fetch_benchmark, params
-from stages.records import read_parquet
+from stages.records import read_parquet, write_parquet
 from tests.conftest import changed
 from tests.tiny import ROOT
 
@@ -29,6 +29,17 @@ def test_the_package_gives_every_row(name, tmp_path):
         assert row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])] == "Planetary days will become shorter."
     if name == "gsm8k":
         assert rows[0]["answer"].endswith("#### 18")
+
+
+def test_examples_of_another_split_lie_apart(settings, tmp_path):
+    """So that the folder itself says which rows are scored, and no params do."""
+    for split in ("train", "test", "other"):
+        write_parquet(tmp_path / "source" / f"{split}-00000-of-00001.parquet", [{"question": f"{split}?", "answer": "#### 1"}])
+    source = {"kind": "local", "path": str(tmp_path / "source")}
+    benchmark = changed(settings, {"benchmarks.gsm8k.fewshot_split": "train", "benchmarks.gsm8k.source": source}).benchmarks["gsm8k"]
+    fetch_benchmark.run("gsm8k", benchmark, tmp_path / "out")
+    files = {str(file.relative_to(tmp_path / "out")): read_parquet(file)["question"].to_pylist() for file in (tmp_path / "out").rglob("*.parquet")}
+    assert files == {"test.parquet": ["test?"], "fewshot/train.parquet": ["train?"]}
 
 
 def test_a_missing_split_is_named(settings, world, tmp_path, monkeypatch):

@@ -35,6 +35,7 @@ def test_two_processes_train_under_deepspeed(world, tmp_path):
     assert "DeepSpeed" in result.stdout and "stages.sft: 2 processes" in result.stdout
     two = json.loads((tmp_path / "two.json").read_text())
     assert two["steps"] == alone["steps"]
-    assert abs(two["held_out_loss_before"] - alone["held_out_loss_before"]) < 1e-3
-    assert abs(two["held_out_loss_after"] - alone["held_out_loss_after"]) < 1e-2
+    found, expected = (steps.measured(metrics)["held-out rows", "loss"] for metrics in (two, alone))
+    assert abs(found["before"] - expected["before"]) < 1e-3
+    assert abs(found["after"] - expected["after"]) < 1e-2
     assert (tmp_path / "two" / "adapter_model.safetensors").stat().st_size == (tmp_path / "sft" / "adapter_model.safetensors").stat().st_size

@@ -96,7 +96,7 @@ def chains(module: ast.Module) -> set[tuple[str, ...]]:
         while isinstance(here, ast.Attribute):
             parts.insert(0, here.attr)
             here = here.value
-        starts = isinstance(here, ast.Name) and here.id == "settings" or isinstance(here, ast.Call) and ast.unparse(here) == "params.load()"
+        starts = (isinstance(here, ast.Name) and here.id == "settings") or (isinstance(here, ast.Call) and ast.unparse(here) == "params.load()")
         if parts and starts:
             found.add(tuple(parts))
     return found

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from stages import InputError
-from tests.tiny import ROOT
 from stages.records import filling, read_json, read_parquet, replacing, write_csv, write_json, write_parquet
+from tests.tiny import ROOT
 
 
 def test_json_is_sorted_rounded_and_ends_in_a_newline(tmp_path):

@@ -6,11 +6,11 @@ from stages import compare, report
 from stages.records import read_json, write_json
 from tests.test_compare import write_scores
 
-SFT = {"held_out_loss_before": 2.0, "held_out_loss_after": 1.5, "held_out_tokens": 99, "train_loss_first": 2.1, "train_loss_last": 1.4, "train_rows": 7, "train_tokens": 1234.0, "steps": 5}
-PART = {"pairs": 4, "reward_margin_before": 0.0, "reward_margin_after": 0.125, "reward_accuracy_before": 0.5, "reward_accuracy_after": 0.75, "loss_before": 0.6931, "loss_after": 0.6}
+SFT = {"steps": 5, "tokens": 1234, "measured": [{"measure": "loss", "rows": "held-out rows", "n": 99, "unit": "tokens", "before": 2.0, "after": 1.5}]}
+DPO = {"steps": 3, "tokens": 55, "measured": [{"measure": "reward accuracy", "rows": "held-out pairs", "n": 4, "unit": "pairs", "before": 0.5, "after": 0.75}]}
 COUNTS = {"raw": 20, "over_limit": 2, "invalid": 1, "no_preference": 0, "overlong": 3, "without_labels": 0, "contaminated": 0, "duplicate": 1, "near_duplicate": 1, "not_drawn": 0, "held_out": 2, "train": 10}
 PART_OF_DATA = {"rows": COUNTS, "tokens": {"train": 1234}}
-DATA = {"total": PART_OF_DATA, "sources": {"rows": PART_OF_DATA}, "shards": {"train": {"rows": 3, "tokens": 1234, "filled": 0.9}}}
+DATA = {"rows": 10, "total": [PART_OF_DATA], "sources": [{"source": "rows"} | PART_OF_DATA], "shards": [{"part": "train", "rows": 3, "tokens": 1234, "filled": 0.9}]}
 
 
 @pytest.fixture
@@ -20,11 +20,12 @@ def metrics(tmp_path, settings):
     folders = [tmp_path / name for name in ("metrics", "evals", "contamination")]
     compare.run(settings.evaluate.benchmarks, *folders, tmp_path / "metrics" / "summary.json", tmp_path / "scores.json")
     write_json(tmp_path / "metrics" / "train" / "sft.json", SFT)
-    write_json(tmp_path / "metrics" / "train" / "dpo.json", {f"{part}_{key}": value for part in ("train", "held_out") for key, value in PART.items()} | {"steps": 3, "train_tokens": 55.0})
+    write_json(tmp_path / "metrics" / "train" / "dpo.json", DPO)
     for name in ("sft", "dpo"):
         write_json(tmp_path / "metrics" / "data" / f"{name}.json", DATA)
-    found = {name: {"rows": 1000, "rows_contaminated": 1, "rows_with_13_gram": 1, "rows_too_short": 7} for name in settings.evaluate.benchmarks}
-    write_json(tmp_path / "metrics" / "data" / "contamination.json", {"benchmarks": found, "training": {"sft.rows": {"rows": 20, "rows_contaminated": 1}}})
+    found = [{"benchmark": name, "rows": 1000, "rows_contaminated": 1, "rows_with_13_gram": 1, "rows_too_short": 7} for name in settings.evaluate.benchmarks]
+    trained = [{"source": "sft.rows", "rows": 20, "rows_contaminated": 1}]
+    write_json(tmp_path / "metrics" / "data" / "contamination.json", {"benchmarks": found, "training": trained})
     return tmp_path / "metrics"
 
 
@@ -32,10 +33,11 @@ def test_the_numbers_are_those_of_the_metrics(metrics, settings, tmp_path):
     report.run(settings, metrics, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
     summary = read_json(metrics / "summary.json")
-    for name, models in summary["scores"].items():
-        for value in models.values():
-            assert f"{round(100 * value['score'], 6):.1f} ± {round(196 * value['stderr'], 6):.1f}" in text, name
-    assert "| SFT loss, held-out | 2.0000 | 1.5000 | 99 tokens |" in text
+    for row in summary["all"]:
+        for value in row["scores"].values():
+            assert f"{round(100 * value['score'], 6):.1f} ± {round(196 * value['stderr'], 6):.1f}" in text, row["benchmark"]
+    assert "SFT ran 5 steps over 1,234 tokens, DPO ran 3 steps over 55 tokens." in text
+    assert "| SFT loss, held-out rows | 2.0000 | 1.5000 | 99 tokens |" in text
     assert "| DPO reward accuracy, held-out pairs | 0.5000 | 0.7500 | 4 pairs |" in text
     assert "| SFT: rows | 20 | 2 | 1 | 0 | 3 | 0 | 0 | 1 | 1 | 0 | 2 | 10 | 1,234 |" in text
     assert "| GSM8K | 1,000 | 1 | 7 | 39 |" in text and "sft.rows 1 of 20" in text

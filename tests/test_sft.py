@@ -48,7 +48,8 @@ def test_a_rule_is_learned_and_turns_end(settings, model, tmp_path):
     rows = rule_rows(400)
     steps.tokenize_sft(settings, model, rows[:-60], tmp_path)
     metrics = steps.sft(settings, model, tmp_path)
-    assert metrics["held_out_loss_after"] < metrics["held_out_loss_before"] - 1
+    loss = steps.measured(metrics)["held-out rows", "loss"]
+    assert loss["after"] == metrics["held_out_loss"] < loss["before"] - 1
     tuned = modeling.load_adapter(modeling.load_base(model, settings.model), tmp_path / "sft")
     unseen = rows[-60:]
     found = answers(tuned, load_tokenizer(model, ROOT / "templates" / "chatml.jinja"), [row["instruction"] for row in unseen])

@@ -7,7 +7,6 @@ import pytest
 from stages import InputError, training
 from stages.chat import tokenize_pairs
 from stages.formats import to_pair
-from stages.records import read_parquet
 from tests import golden, steps
 from tests.conftest import changed
 from tests.tiny import preference_rows
@@ -22,7 +21,7 @@ def key(row):
 
 
 def dropped(folder):
-    return [(row["row"], row["reason"]) for row in read_parquet(folder / "dpo_dropped.parquet").to_pylist()]
+    return [(row, reason) for row, reason, _ in steps.dropped(folder, "dpo")]
 
 
 def test_every_pair_is_there_once(settings, model, tokenizer, tmp_path):
@@ -77,7 +76,7 @@ def test_a_bad_pair_ends_in_the_ledger_or_fails_the_stage(bad, expected, setting
     with pytest.raises(InputError, match=r"tokenize\.dpo\.max_dropped: 1 of 25 rows of pairs"):
         steps.tokenize_dpo(settings, model, rows, tmp_path)
     steps.tokenize_dpo(changed(settings, {"tokenize.dpo.max_dropped": 0.05}), model, rows, tmp_path)
-    ((row, reason, detail),) = [(row["row"], row["reason"], row["detail"]) for row in read_parquet(tmp_path / "dpo_dropped.parquet").to_pylist()]
+    ((row, reason, detail),) = steps.dropped(tmp_path, "dpo")
     assert (row, reason) == (24, "invalid") and expected in detail
 
 
