@@ -23,12 +23,13 @@ soak: setup
 
 setup: $(VENV)/.installed
 	@install -d -m 700 .dvc/site
-	@printf '[core]\n    site_cache_dir = %s\n' '$(CURDIR)/.dvc/site' > .dvc/config.local
+	@printf '[core]\n    site_cache_dir = %s\n[plots]\n    html_template = %s\n' '$(CURDIR)/.dvc/site' '$(CURDIR)/$(VENV)/plots.html' > .dvc/config.local
 
 $(VENV)/.installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: found Python %d.%d, expected 3.11 or newer; set PYTHON=/path/to/python3.11" % sys.version_info[:2])'
 	@echo "== setting up $(VENV) with $$($(PYTHON) --version): a few minutes, several GB with CUDA"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.lock
+	@$(VENV)/bin/python -m stages.plots_page $(VENV)/plots.html
 	@touch $@
 	@echo "== set up"

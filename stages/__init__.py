@@ -11,6 +11,9 @@ import sys
 import warnings
 from collections.abc import Callable
 
+# read before a stage imports what is slow: its parent may be gone by then
+STARTED_BY = {os.getpid(): os.getppid()}
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -38,12 +41,11 @@ def command(main: Callable[[], None]) -> None:
         sys.exit(f"error: {os.getcwd()}: the disk is full ({error}); free space, then `dvc repro` (`dvc checkout` restores what was there)")
 
 
-def end_with_parent() -> None:
-    """Have Linux end this process when the one that started it is killed (PR_SET_PDEATHSIG of prctl(2)): a stage whose `dvc` is gone
-    would go on alone, beside the next one."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
+def end_with_parent(parent: int | None = None) -> None:
+    """Have Linux end this process when the one that started it is gone (PR_SET_PDEATHSIG of prctl(2)): a stage whose `dvc` was killed
+    would go on alone, beside the next one. SIGTERM, so that training saves a checkpoint first. A fork passes its `parent`."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != (parent or STARTED_BY.get(os.getpid(), os.getppid())):
         os._exit(1)
 
 

@@ -1,17 +1,19 @@
 """Checkpoints of a training stage, outside its outs: a killed run goes on where it was and ends with the same bytes.
 
-They lie in a folder named by everything that the result depends on, params, inputs and code, so no other run can pick them
-up. A checkpoint counts once its manifest is written, which names the hash of each of its files: one that was cut off or
-damaged is passed over for the one before it. Nothing is left when the stage has succeeded.
+They lie in a folder named by everything that the result depends on (params, inputs, code, number of processes), so no other run
+can pick them up. A checkpoint counts once its manifest is written, which names the hash of each of its files: one that was cut
+off or damaged is passed over for the one before it. Nothing of a run is left when its stage has succeeded; of runs that were given up,
+the newest few are kept.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,24 +23,60 @@ import xxhash
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from stages import InputError, launch
 from stages.records import write_json
 
-FOLDER = Path(".dvc/tmp/checkpoints")
-SECONDS = float(os.environ.get("REPROTUNE_CHECKPOINT_SECONDS", "600"))
-"""Time between two checkpoints: the most that a killed run does again. No number of them changes a byte of the result."""
 KEPT = 2
+"""Checkpoints of a run, and runs of a stage."""
+GRACE = 600
+"""Seconds that the optimizer step under way has to end after SIGTERM."""
 MANIFEST = "manifest.json"
 
 
-def fingerprint(params: Mapping[str, Any], inputs: list[Path]) -> str:
-    """Of all that a stage's result depends on: its params, its inputs' contents, and the code that is loaded."""
-    code = [Path(module.__file__) for name, module in sorted(sys.modules.items()) if name.split(".")[0] == "stages" and module.__file__]
-    files = [file for path in [*inputs, *code] for file in ([path] if path.is_file() else sorted(path.rglob("*"))) if file.is_file()]
-    found = xxhash.xxh3_128(json.dumps(params, sort_keys=True).encode())
-    for file in files:
-        found.update(file.name.encode())
-        found.update(digest(file).encode())
+def interval() -> float:
+    """Seconds between two checkpoints: what a killed run does again at most, beside measuring. No number of them changes a byte of the result."""
+    found = os.environ.get("REPROTUNE_CHECKPOINT_SECONDS", "600")
+    try:
+        return float(found)
+    except ValueError:
+        raise InputError(f"REPROTUNE_CHECKPOINT_SECONDS: found {found!r}, expected a number of seconds; correct or unset it") from None
+
+
+@contextmanager
+def kept(folder: Path, settings: Mapping[str, Any], inputs: list[Path]) -> Iterator[Path]:
+    """Yield where a run's checkpoints lie under `folder`, its stage's own; removed on success. One run at a time, others wait."""
+    run = folder / fingerprint(settings, inputs)
+    if not launch.is_main():
+        yield run
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    run.touch()
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder}: another run of this stage has not ended yet: waiting for it", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        runs = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime_ns)
+        for old in runs[:-KEPT]:
+            shutil.rmtree(old)
+        yield run
+        shutil.rmtree(run)
+
+
+def fingerprint(settings: Mapping[str, Any], inputs: list[Path]) -> str:
+    """Of all that a stage's result depends on: its params, its inputs' contents, the number of processes, and the code that is loaded."""
+    found = xxhash.xxh3_128(json.dumps([settings, launch.world_size()], sort_keys=True).encode())
+    for path in [*inputs, *loaded_code()]:
+        for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
+            found.update(f"{file.relative_to(path)} {file.name} {digest(file)}\n".encode())
     return found.hexdigest()
+
+
+def loaded_code() -> list[Path]:
+    """The files of this package that are loaded, the stage's own, which runs under another name, included."""
+    files = {Path(file).resolve() for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+    return sorted(file for file in files if file.parent == Path(__file__).resolve().parent)
 
 
 def digest(file: Path) -> str:
@@ -49,14 +87,13 @@ def digest(file: Path) -> str:
     return found.hexdigest()
 
 
-@contextmanager
-def kept(stage: str, name: str, main: bool = True) -> Iterator[Path]:
-    """Yield the folder for a run's checkpoints; it is removed on success, as are those of the stage's other runs."""
-    folder = FOLDER / stage / name
-    folder.mkdir(parents=True, exist_ok=True)
-    yield folder
-    if main:
-        shutil.rmtree(FOLDER / stage, ignore_errors=True)
+def number(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def found_in(run: Path) -> list[Path]:
+    """Checkpoints, whole or not, the oldest first."""
+    return sorted((path for path in run.glob("checkpoint-*") if path.name.split("-")[1].isdecimal()), key=number)
 
 
 def seal(checkpoint: Path) -> None:
@@ -66,7 +103,18 @@ def seal(checkpoint: Path) -> None:
         with file.open("rb") as content:
             os.fsync(content.fileno())
         digests[file.relative_to(checkpoint).as_posix()] = digest(file)
+    assert digests, f"{checkpoint} is empty"
     write_json(checkpoint / MANIFEST, digests)
+
+
+def save(run: Path, count: int, write: Callable[[Path], None]) -> None:
+    """Seal what `write` writes as the checkpoint of this number, and remove those that are too many."""
+    checkpoint = run / f"checkpoint-{count}"
+    checkpoint.mkdir(parents=True)
+    write(checkpoint)
+    seal(checkpoint)
+    for old in found_in(run)[:-KEPT]:
+        shutil.rmtree(old)
 
 
 def whole(checkpoint: Path) -> bool:
@@ -77,65 +125,83 @@ def whole(checkpoint: Path) -> bool:
         return False
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint; says which it passes over."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        if whole(checkpoint):
-            print(f"going on from {checkpoint.name} in {folder}", flush=True)
-            return checkpoint
-        print(f"{checkpoint} is incomplete or damaged: passed over", flush=True)
-    return None
+def latest(run: Path) -> Path | None:
+    """The newest whole checkpoint. What is passed over for it is named and removed, lest it be taken for a newer one when old ones are."""
+    if launch.is_main():
+        for checkpoint in reversed(found_in(run)):
+            if whole(checkpoint):
+                print(f"going on from {checkpoint.name} in {run}", flush=True)
+                break
+            print(f"{checkpoint} is incomplete or damaged: passed over", flush=True)
+            shutil.rmtree(checkpoint)
+    wait_for_all()
+    left = found_in(run)
+    return left[-1] if left else None
+
+
+def wait_for_all() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 class Checkpoints(TrainerCallback, ExportableState):
-    """Saves every SECONDS and on SIGTERM, seals what was saved, and keeps what a trainer's own state leaves out.
+    """Saves at intervals and when the process is asked to end, seals what was saved, and keeps what a trainer's own state leaves out.
 
-    `seconds` are those that each optimizer step took; `tokens` TRL's count of them, which it would start anew.
+    `step_seconds` are those that each optimizer step took.
     """
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.terminated = False
-        self.saved = time.monotonic()
+        self.step_seconds: list[float] = []
+        self.interval = interval()
+        self.asked_to_end = False
+        self.last_saved = time.monotonic()
 
     def state(self) -> dict[str, Any]:
-        return {"args": {}, "attributes": {"seconds": self.seconds}}
+        return {"args": {}, "attributes": {"step_seconds": self.step_seconds}}
+
+    def ask_to_end(self, *_: Any) -> None:
+        """Asked once more, or after GRACE, the process ends at once."""
+        self.asked_to_end = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.alarm(GRACE)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.begin = time.monotonic()
 
     def on_step_end(self, args, state, control, **_: Any) -> None:
-        self.seconds.append(time.monotonic() - self.begin)
-        due = torch.tensor([time.monotonic() - self.saved >= SECONDS, self.terminated], dtype=torch.float32)
+        self.step_seconds.append(time.monotonic() - self.begin)
+        due = torch.tensor([time.monotonic() - self.last_saved >= self.interval, self.asked_to_end], dtype=torch.float32)
         if torch.distributed.is_initialized():
             due = due.to(args.device)
             torch.distributed.all_reduce(due, torch.distributed.ReduceOp.MAX)
         save, stop = (bool(value) for value in due.tolist())
-        if (save or stop) and state.global_step < state.max_steps:
-            control.should_save = True
-            control.should_training_stop = stop
+        control.should_save = save or stop
+        control.should_training_stop = control.should_training_stop or stop
 
     def on_save(self, args, state, control, **_: Any) -> None:
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
+        wait_for_all()
         if state.is_world_process_zero:
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-        self.saved = time.monotonic()
+        self.last_saved = time.monotonic()
 
 
-def train(trainer: Trainer, checkpoints: Checkpoints, folder: Path) -> None:
-    """`trainer.train()`, from the newest whole checkpoint in `folder`.
+def train(trainer: Trainer, checkpoints: Checkpoints, run: Path) -> None:
+    """`trainer.train()`, from the newest whole checkpoint in `run`.
 
     Raises:
-        SystemExit: after SIGTERM, once a checkpoint is saved.
+        SystemExit: after SIGTERM or Ctrl-C, once a checkpoint is saved.
     """
-    signal.signal(signal.SIGTERM, lambda *_: setattr(checkpoints, "terminated", True))
-    start = latest(folder)
+    start = latest(run)
     if start is not None:
         state = json.loads((start / "trainer_state.json").read_text())
-        checkpoints.seconds = state["stateful_callbacks"]["Checkpoints"]["attributes"]["seconds"]
+        checkpoints.step_seconds = state["stateful_callbacks"]["Checkpoints"]["attributes"]["step_seconds"]
+        # TRL's count of tokens, which it would start anew
         trainer._total_train_tokens = [entry["num_tokens"] for entry in state["log_history"] if "num_tokens" in entry][-1]
+    handlers = {name: signal.signal(name, checkpoints.ask_to_end) for name in (signal.SIGTERM, signal.SIGINT)}
     trainer.train(resume_from_checkpoint=None if start is None else str(start))
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if checkpoints.terminated and trainer.state.global_step < trainer.state.max_steps:
-        sys.exit(f"ended by SIGTERM at step {trainer.state.global_step} of {trainer.state.max_steps}: `dvc repro` goes on from there")
+    signal.alarm(0)
+    for name, handler in handlers.items():
+        signal.signal(name, handler)
+    if trainer.state.global_step < trainer.state.max_steps:
+        sys.exit(f"ended on request at step {trainer.state.global_step} of {trainer.state.max_steps}: `dvc repro` goes on from there")

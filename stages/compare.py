@@ -2,7 +2,8 @@
 
 Standard errors of differences are paired: the same rows are scored for both models, so only rows on which they differ count.
 `metrics/summary.json` has the means as numbers, which `dvc metrics` shows, and the tables behind them as lists, which it leaves out:
-`all`, an entry a benchmark and one for their mean, and `clean`, the same without rows that are in the raw training data.
+`all`, an entry a benchmark and one for their mean, and `clean`, the same without rows that are in the raw training data; there a benchmark
+with fewer than two rows left has no scores, and no part in the mean.
 """
 
 import argparse
@@ -28,11 +29,12 @@ def run(benchmarks: list[str], metrics: Path, evals: Path, contamination: Path, 
         tables["all"].append({"benchmark": name, "n": found["base"]["n"], "scores": scores, "differences": compared(correct, name)})
         in_data = set(read_parquet(contamination / f"{name}.parquet")["doc_id"].to_pylist())
         rest = {model: {row: value for row, value in values.items() if row not in in_data} for model, values in correct.items()}
+        tables["clean"].append({"benchmark": name, "n": len(rest["base"]), "scores": {}, "differences": {}})
         if len(rest["base"]) > 1:
             scores = {model: mean_of(list(values.values()), "score") for model, values in rest.items()}
-            tables["clean"].append({"benchmark": name, "n": len(rest["base"]), "scores": scores, "differences": compared(rest, name)})
+            tables["clean"][-1] |= {"scores": scores, "differences": compared(rest, name)}
     for rows in tables.values():
-        rows += [averaged(rows)] if rows else []
+        rows += averaged([row for row in rows if row["scores"]])
     mean = tables["all"][-1]
     headline = {model: value["score"] for model, value in mean["scores"].items()}
     headline |= {label: value["difference"] for label, value in mean["differences"].items()}
@@ -62,18 +64,17 @@ def mean_of(values: list[float], key: str) -> dict[str, float]:
     return {key: float(np.mean(values)), "stderr": float(np.std(values, ddof=1) / math.sqrt(len(values)))}
 
 
-def averaged(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean over benchmarks, each with the same weight; their errors are independent."""
+def averaged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The mean over benchmarks, each with the same weight; their errors are independent. None of none."""
 
     def mean(values: list[dict[str, float]], key: str) -> dict[str, float]:
         return {key: sum(value[key] for value in values) / len(values), "stderr": math.hypot(*(value["stderr"] for value in values)) / len(values)}
 
-    return {
-        "benchmark": "mean",
-        "n": sum(row["n"] for row in rows),
-        "scores": {model: mean([row["scores"][model] for row in rows], "score") for model in MODELS},
-        "differences": {label: mean([row["differences"][label] for row in rows], "difference") for label in COMPARISONS},
-    }
+    if not rows:
+        return []
+    scores = {model: mean([row["scores"][model] for row in rows], "score") for model in MODELS}
+    differences = {label: mean([row["differences"][label] for row in rows], "difference") for label in COMPARISONS}
+    return [{"benchmark": "mean", "n": sum(row["n"] for row in rows), "scores": scores, "differences": differences}]
 
 
 def share_of_gain(mean: dict[str, dict[str, float]]) -> list[dict[str, Any]]:

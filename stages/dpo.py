@@ -39,15 +39,14 @@ class CachedReferenceTrainer(DPOTrainer):
 
 def run(settings: params.Params, paths: argparse.Namespace) -> None:
     modeling.start(settings.seed)
-    tokenizer = load_tokenizer(paths.base, paths.templates / f"{settings.model.chat_template}.jinja")
+    template = paths.templates / f"{settings.model.chat_template}.jinja"
+    tokenizer = load_tokenizer(paths.base, template)
     train, held_out = (with_reference(paths, part) for part in ("train", "held_out"))
     model = modeling.load_adapter(modeling.load_base(paths.base, settings.model), paths.adapter, trainable=True)
-    template = paths.templates / f"{settings.model.chat_template}.jinja"
-    inputs = [paths.base, paths.adapter, paths.data, paths.reference, template]
-    name = checkpoints.fingerprint(settings.model_dump(include={"seed", "model", "reference", "dpo"}), inputs)
-    with checkpoints.kept("dpo", name, launch.is_main()) as folder:
+    inputs = [paths.base, paths.adapter, paths.data, paths.reference, template, paths.launch_config]
+    with checkpoints.kept(paths.checkpoints, settings.model_dump(include={"seed", "model", "reference", "dpo"}), inputs) as run:
         saving = checkpoints.Checkpoints()
-        shared = training.arguments(settings.dpo, settings.model.dtype, settings.seed, folder, launch.world_size())
+        shared = training.arguments(settings.dpo, settings.model.dtype, settings.seed, run, launch.world_size())
         config = DPOConfig(
             **shared,
             max_steps=settings.dpo.steps,
@@ -63,12 +62,12 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
         measured = {"train": train.take(min(MEASURED_PAIRS, len(train))), "held_out": held_out}
         before = {part: rewards(trainer, rows, settings, f"{part} pairs before") for part, rows in measured.items()}
         check_start(max(values["difference"] for values in before.values()), settings.model.dtype, paths)
-        checkpoints.train(trainer, saving, folder)
+        checkpoints.train(trainer, saving, run)
         after = {part: rewards(trainer, rows, settings, f"{part} pairs after") for part, rows in measured.items()}
         if launch.is_main():
             rows = training.curve(trainer.state.log_history, CURVE)
             modeling.save_adapter(trainer.accelerator.unwrap_model(trainer.model), tokenizer, paths.out)
-            training.write_curves(rows, saving.seconds, paths.curves, paths.speed)
+            training.write_curves(rows, saving.step_seconds, paths.curves, paths.speed)
             write_json(paths.metrics, summary(rows, before, after))
         trainer.accelerator.end_training()
 
@@ -120,7 +119,7 @@ def summary(rows: list[dict[str, float]], before: dict[str, dict[str, float]], a
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("base", "adapter", "data", "reference", "templates", "launch-config", "out", "metrics", "curves", "speed"):
+    for name in ("base", "adapter", "data", "reference", "templates", "launch-config", "checkpoints", "out", "metrics", "curves", "speed"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     paths = parser.parse_args()
     settings = params.load()

@@ -137,6 +137,8 @@ def task_metrics(results: dict[str, Any], name: str, benchmark: params.Benchmark
     if benchmark.metric not in metrics:
         raise InputError(f"params.yaml: benchmarks.{name}.metric: found {benchmark.metric!r}, expected one of {sorted(metrics)}")
     own = metrics[benchmark.metric]
+    if own["stderr"] is None:
+        raise InputError(f"params.yaml: benchmarks.{name}.metric: found {benchmark.metric!r}, which has no standard error, expected one that does")
     n = results["n-samples"][f"local_{name}"]["effective"]
     return {"score": own["value"], "stderr": own["stderr"], "n": n, "metrics": [metrics[key] for key in sorted(metrics)]}
 

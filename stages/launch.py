@@ -7,9 +7,10 @@ machine without GPUs over as many processes.
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-from stages import end_with_parent
+from stages import InputError, end_with_parent
 
 LAUNCHED = "REPROTUNE_LAUNCHED"
 """Set in the processes that the launcher starts, so that they do the work."""
@@ -19,7 +20,10 @@ def processes() -> int:
     """How many processes share the training: one a GPU, and one without."""
     import torch
 
-    return torch.cuda.device_count() or int(os.environ.get("REPROTUNE_PROCESSES", "1"))
+    found = os.environ.get("REPROTUNE_PROCESSES", "1")
+    if not found.isdecimal() or int(found) < 1:
+        raise InputError(f"REPROTUNE_PROCESSES: found {found!r}, expected a number of processes; correct or unset it")
+    return torch.cuda.device_count() or int(found)
 
 
 def relaunched(module: str, config: Path) -> bool:
@@ -30,7 +34,7 @@ def relaunched(module: str, config: Path) -> bool:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", str(count)]
     print(f"{module}: {count} processes under accelerate and DeepSpeed ({config})", flush=True)
     command = [*launcher, "--module", module, *sys.argv[1:]]
-    status = subprocess.run(command, env=os.environ | {LAUNCHED: "1"}, preexec_fn=end_with_parent).returncode
+    status = subprocess.run(command, env=os.environ | {LAUNCHED: "1"}, preexec_fn=partial(end_with_parent, os.getpid())).returncode
     if status:
         sys.exit(status)
     return True

@@ -55,6 +55,7 @@ class Rows:
     def leave(self, indices: np.ndarray, reason: int, details: dict[int, str]) -> None:
         assert (self.reason[indices] == KEPT).all(), "a row leaves once"
         self.reason[indices] = reason
+        self.kept_tokens[indices] = self.label_tokens[indices] = 0
         self.details |= details
 
     def where(self, index: int) -> str:

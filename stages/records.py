@@ -25,7 +25,7 @@ from stages import InputError
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to; on success it takes `path`'s place, on error it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.new")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -36,7 +36,9 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
     """Give a temporary folder beside `folder` to write to; on success it takes `folder`'s place, on error it is removed."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = folder.with_name(f".{folder.name}.new")
+    # what a killed run left
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary

@@ -16,25 +16,25 @@ from stages.records import filling, write_parquet
 
 def run(settings: params.Params, paths: argparse.Namespace) -> None:
     modeling.start(settings.seed)
-    tokenizer = load_tokenizer(paths.base, paths.templates / f"{settings.model.chat_template}.jinja")
+    template = paths.templates / f"{settings.model.chat_template}.jinja"
+    tokenizer = load_tokenizer(paths.base, template)
     base = modeling.load_base(paths.base, settings.model)
     add_fused_lm_head(base)
     model = modeling.load_adapter(base, paths.adapter)
-    template = paths.templates / f"{settings.model.chat_template}.jinja"
-    name = checkpoints.fingerprint(settings.model_dump(include={"seed", "model", "reference"}), [paths.base, paths.adapter, paths.data, template])
-    with checkpoints.kept("reference", name) as progress, filling(paths.out) as folder:
+    inputs = [paths.base, paths.adapter, paths.data, template]
+    with checkpoints.kept(paths.checkpoints, settings.model_dump(include={"seed", "model", "reference"}), inputs) as run, filling(paths.out) as folder:
         for part in ("train", "held_out"):
             rows = training.shards(paths.data, part)
             label = f"reference log-probs, {part}"
             size = settings.reference.batch_size
-            found = training.pair_log_probs(model, rows, tokenizer.pad_token_id, size, label, progress / f"{part}.json")
+            found = training.pair_log_probs(model, rows, tokenizer.pad_token_id, size, label, run / part)
             pairs = zip(found["chosen"], found["rejected"], strict=True)
             write_parquet(folder / f"{part}.parquet", [{"ref_chosen_logps": c, "ref_rejected_logps": r} for c, r in pairs])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("base", "adapter", "data", "templates", "out"):
+    for name in ("base", "adapter", "data", "templates", "checkpoints", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     run(params.load(), parser.parse_args())
 

@@ -112,7 +112,7 @@ def training(train: dict[str, dict[str, Any]]) -> str:
     return "\n\n".join(
         [
             "## Training",
-            "Losses in nats: SFT's a token, DPO's a pair. Before its first step DPO's policy is its reference, so every margin is 0 and every pair a tie.",
+            "Losses in nats: SFT's a token, DPO's a pair. Before its first step DPO's policy is its reference, up to rounding: margins of 0, and ties, which count half.",
             table(["measure", "before", "after", "n"], rows),
             f"{ran}.",
         ]
@@ -130,7 +130,7 @@ def data_section(data: dict[str, dict]) -> str:
         for stage in ("sft", "dpo")
         for counts in data[stage]["sources"]
     ]
-    filled = data["sft"]["shards"][0]
+    (filled,) = (shards for shards in data["sft"]["shards"] if shards["part"] == "train")
     return "\n\n".join(
         [
             "## Data",
@@ -142,16 +142,12 @@ def data_section(data: dict[str, dict]) -> str:
 
 
 def contamination(found: dict[str, Any], summary: dict[str, Any]) -> str:
-    clean = {row["benchmark"]: [f"{row['n']:,}", *(percent(row["scores"][model], "score") for model in LABELS)] for row in summary["clean"]}
-    rows = [
-        [
-            pretty(counts["benchmark"]),
-            *(f"{counts[key]:,}" for key in ("rows", "rows_contaminated", "rows_too_short")),
-            *clean.get(counts["benchmark"], [""] * 4),
-        ]
-        for counts in found["benchmarks"]
-    ]
-    trained = [f"{counts['source']} {counts['rows_contaminated']:,} of {counts['rows']:,}" for counts in found["training"]]
+    counts = {row["benchmark"]: [f"{row[key]:,}" for key in ("rows", "rows_contaminated", "rows_too_short")] for row in found["benchmarks"]}
+    rows = []
+    for row in summary["clean"]:
+        scores = [percent(row["scores"][model], "score") if row["scores"] else "" for model in LABELS]
+        rows.append([pretty(row["benchmark"]), *counts.get(row["benchmark"], [""] * 3), f"{row['n']:,}", *scores])
+    trained = [f"{row['source']} {row['rows_contaminated']:,} of {row['rows']:,}" for row in found["training"]]
     return "\n\n".join(
         [
             "## Contamination",

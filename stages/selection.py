@@ -67,6 +67,4 @@ def draw(rows: ledger.Rows, data: SftData | PreferencesData, section: Tokenize, 
     order = generator(seed, "order").permutation(np.repeat(train, rows.seen[train]))
     if len(order) == 0:
         raise InputError(f"{name}: no row is left to train on; raise the weights in data, or `limit`")
-    for counts in (rows.kept_tokens, rows.label_tokens):
-        counts[rows.reason != ledger.KEPT] = 0
     return order, held_out

@@ -19,15 +19,15 @@ CURVE = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_no
 
 def run(settings: params.Params, paths: argparse.Namespace) -> None:
     modeling.start(settings.seed)
-    tokenizer = load_tokenizer(paths.base, paths.templates / f"{settings.model.chat_template}.jinja")
+    template = paths.templates / f"{settings.model.chat_template}.jinja"
+    tokenizer = load_tokenizer(paths.base, template)
     train, held_out = (training.shards(paths.data, part) for part in ("train", "held_out"))
     model = modeling.add_adapter(modeling.load_base(paths.base, settings.model), settings.lora, settings.seed)
     training.check_isolation(model, train, settings.model)
-    template = paths.templates / f"{settings.model.chat_template}.jinja"
-    name = checkpoints.fingerprint(settings.model_dump(include={"seed", "model", "lora", "sft"}), [paths.base, paths.data, template])
-    with checkpoints.kept("sft", name, launch.is_main()) as folder:
+    inputs = [paths.base, paths.data, template, paths.launch_config]
+    with checkpoints.kept(paths.checkpoints, settings.model_dump(include={"seed", "model", "lora", "sft"}), inputs) as run:
         saving = checkpoints.Checkpoints()
-        shared = training.arguments(settings.sft, settings.model.dtype, settings.seed, folder, launch.world_size())
+        shared = training.arguments(settings.sft, settings.model.dtype, settings.seed, run, launch.world_size())
         config = SFTConfig(
             **shared,
             num_train_epochs=settings.sft.epochs,
@@ -40,12 +40,12 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
         policy = trainer.accelerator.unwrap_model(trainer.model)
         measure = (held_out, tokenizer.pad_token_id, settings.sft.micro_batch_size)
         before = training.loss_per_token(policy, *measure, "held-out loss before")
-        checkpoints.train(trainer, saving, folder)
+        checkpoints.train(trainer, saving, run)
         after = training.loss_per_token(policy, *measure, "held-out loss after")
         if launch.is_main():
             rows = training.curve(trainer.state.log_history, CURVE)
             modeling.save_adapter(policy, tokenizer, paths.out)
-            training.write_curves(rows, saving.seconds, paths.curves, paths.speed)
+            training.write_curves(rows, saving.step_seconds, paths.curves, paths.speed)
             write_json(paths.metrics, summary(rows, before, after, labelled(held_out)))
         trainer.accelerator.end_training()
 
@@ -62,7 +62,7 @@ def summary(rows: list[dict[str, float]], before: float, after: float, tokens: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("base", "data", "templates", "launch-config", "out", "metrics", "curves", "speed"):
+    for name in ("base", "data", "templates", "launch-config", "checkpoints", "out", "metrics", "curves", "speed"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     paths = parser.parse_args()
     settings = params.load()

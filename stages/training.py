@@ -23,7 +23,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from stages import InputError, checkpoints
 from stages.chat import IGNORED
 from stages.params import Model, Training
-from stages.records import read_parquet, write_csv, write_text
+from stages.records import read_parquet, write_csv
 
 
 def arguments(settings: Training, dtype: str, seed: int, folder: Path, processes: int) -> dict[str, Any]:
@@ -155,30 +155,28 @@ def loss_per_token(model: PeftModel, rows: datasets.Dataset, pad_token_id: int, 
 
 
 def pair_log_probs(
-    model: PeftModel, rows: datasets.Dataset, pad_token_id: int, batch_size: int, label: str, progress: Path | None = None
+    model: PeftModel, rows: datasets.Dataset, pad_token_id: int, batch_size: int, label: str, run: Path | None = None
 ) -> dict[str, list[float]]:
     """Summed log-probs, in nats, of each pair's chosen and rejected answer given its prompt, in the order of `rows`.
 
-    What is done is kept in the file `progress` now and then, and taken from there by a run that was killed.
-
     Pairs of like length are computed together. The model has TRL's fused head, which computes only what labels ask for.
+    With `run`, checkpoints of what is done are saved there, and the newest one is taken up.
     """
     collate = DataCollatorForPreference(pad_token_id)
     length = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: (length[index], index))
     found: dict[str, list[float]] = {"chosen": [0.0] * len(rows), "rejected": [0.0] * len(rows)}
     done = 0
-    if progress is not None and progress.exists():
-        kept = json.loads(progress.read_text())
-        done, found = kept["done"], kept["found"]
-        print(f"{label}: going on from {done:,} of {len(rows):,} pairs", flush=True)
-    saved = time.monotonic()
+    if run is not None and (start := checkpoints.latest(run)) is not None:
+        done, found = checkpoints.number(start), json.loads((start / "log_probs.json").read_text())
+    last_saved = time.monotonic()
     with measuring(model):
         for start in tqdm(range(done, len(rows), batch_size), desc=label, unit="batch", initial=done // batch_size, total=-(-len(rows) // batch_size)):
-            if progress is not None and time.monotonic() - saved >= checkpoints.SECONDS:
+            if run is not None and start > done and time.monotonic() - last_saved >= checkpoints.interval():
                 # in full precision, unlike a record
-                write_text(progress, json.dumps({"done": start, "found": found}))
-                saved = time.monotonic()
+                content = json.dumps(found)
+                checkpoints.save(run, start, lambda checkpoint: (checkpoint / "log_probs.json").write_text(content))  # noqa: B023
+                last_saved = time.monotonic()
             indices = order[start : start + batch_size]
             batch = {key: value.to(model.device) for key, value in collate([rows[index] for index in indices]).items()}
             labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)

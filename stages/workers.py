@@ -123,14 +123,15 @@ def workers(task: Task, count: int) -> Iterator[Callable[[Iterator], Iterator[Ch
         return
     # forked, a worker is ready at once and shares what is loaded, which the garbage collector must not touch
     gc.freeze()
-    with ProcessPoolExecutor(count, get_context("fork"), end_with_parent) as pool:
-        # all are forked at the first task, before tqdm or Arrow start a thread
-        pool.submit(int).result()
-        try:
+    try:
+        with ProcessPoolExecutor(count, get_context("fork"), end_with_parent, (os.getpid(),)) as pool:
+            # all are forked at the first task, before tqdm or Arrow start a thread
+            pool.submit(int).result()
             yield lambda chunks: in_order(pool, chunks, ahead=2 * count)
-        except BrokenProcessPool as error:
-            raise InputError("a process that tokenizes was ended from outside, most likely for want of memory; free some, then `dvc repro`") from error
-    gc.unfreeze()
+    except BrokenProcessPool as error:
+        raise InputError("a process that tokenizes was ended from outside, most likely for want of memory; free some, then `dvc repro`") from error
+    finally:
+        gc.unfreeze()
 
 
 def in_order(pool: Executor, chunks: Iterator, ahead: int) -> Iterator[Chunk]:
@@ -146,14 +147,14 @@ def in_order(pool: Executor, chunks: Iterator, ahead: int) -> Iterator[Chunk]:
 
 def start_worker(task: Task) -> None:
     """Load the tokenizer once a process."""
-    global worker
+    global loaded
     tokenizer = load_tokenizer(task.base, task.template)
-    worker = (task, tokenizer, special_pattern(tokenizer))
+    loaded = (task, tokenizer, special_pattern(tokenizer))
 
 
 def prepare(chunk: tuple[pa.RecordBatch, str]) -> Chunk:
     """Convert and tokenize some rows of one source."""
-    task, tokenizer, special = worker
+    task, tokenizer, special = loaded
     kind = KINDS[task.kind]
     batch, name = chunk
     count = batch.num_rows

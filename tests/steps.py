@@ -62,23 +62,24 @@ def tokenize_paths(base: Path, folder: Path, name: str) -> Namespace:
 def sft(settings: params.Params, base: Path, folder: Path) -> dict:
     from stages import sft
 
-    sft.run(settings, Namespace(base=base, data=folder / "sft_tokens", templates=TEMPLATES, out=folder / "sft", **logs(folder, "sft")))
+    sft.run(settings, Namespace(base=base, data=folder / "sft_tokens", templates=TEMPLATES, out=folder / "sft", **training(folder, "sft")))
     return read_json(folder / "sft.json")
 
 
 def reference(settings: params.Params, base: Path, folder: Path) -> None:
     from stages import reference
 
-    reference.run(settings, Namespace(base=base, adapter=folder / "sft", data=folder / "dpo_tokens", templates=TEMPLATES, out=folder / "reference"))
+    reference.run(settings, Namespace(base=base, adapter=folder / "sft", data=folder / "dpo_tokens", templates=TEMPLATES, checkpoints=folder / "checkpoints", out=folder / "reference"))
 
 
 def dpo(settings: params.Params, base: Path, folder: Path) -> dict:
     from stages import dpo
 
     paths = Namespace(base=base, adapter=folder / "sft", data=folder / "dpo_tokens", reference=folder / "reference", templates=TEMPLATES)
-    dpo.run(settings, Namespace(**vars(paths), out=folder / "dpo", **logs(folder, "dpo")))
+    dpo.run(settings, Namespace(**vars(paths), out=folder / "dpo", **training(folder, "dpo")))
     return read_json(folder / "dpo.json")
 
 
-def logs(folder: Path, name: str) -> dict[str, Path]:
-    return {"metrics": folder / f"{name}.json", "curves": folder / f"{name}.csv", "speed": folder / f"{name}_speed.csv"}
+def training(folder: Path, name: str) -> dict[str, Path]:
+    own = {"launch_config": LAUNCH, "checkpoints": folder / "checkpoints"}
+    return own | {"metrics": folder / f"{name}.json", "curves": folder / f"{name}.csv", "speed": folder / f"{name}_speed.csv"}

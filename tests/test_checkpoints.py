@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from multiprocessing.process import BaseProcess
@@ -19,9 +20,9 @@ from tests.conftest import changed
 
 MAIN = {"sft": sft.main, "reference": reference.main, "dpo": dpo.main}
 ARGUMENTS = {
-    "sft": "--data {0}/sft_tokens --launch-config {1} --metrics {2}/sft.json --curves {2}/sft.csv --speed {2}/sft_speed.csv --out {2}/sft",
-    "reference": "--adapter {0}/sft --data {0}/dpo_tokens --out {2}/reference",
-    "dpo": "--adapter {0}/sft --data {0}/dpo_tokens --reference {0}/reference --launch-config {1} --metrics {2}/dpo.json --curves {2}/dpo.csv"
+    "sft": "--data {0}/sft_tokens --launch-config {1} --checkpoints {2}/checkpoints/sft --metrics {2}/sft.json --curves {2}/sft.csv --speed {2}/sft_speed.csv --out {2}/sft",
+    "reference": "--adapter {0}/sft --data {0}/dpo_tokens --checkpoints {2}/checkpoints/reference --out {2}/reference",
+    "dpo": "--adapter {0}/sft --data {0}/dpo_tokens --reference {0}/reference --launch-config {1} --checkpoints {2}/checkpoints/dpo --metrics {2}/dpo.json --curves {2}/dpo.csv"
     " --speed {2}/dpo_speed.csv --out {2}/dpo",
 }
 # each stage runs in a process of its own, forked from one that has torch and TRL loaded, which takes longer than the tiny model's training
@@ -66,7 +67,7 @@ def run(stage: str, arguments: list[str], out: Path, seconds: float) -> None:
     os.dup2(log, 2)
     os.chdir(out)
     torch.set_num_threads(1)
-    checkpoints.SECONDS = seconds
+    os.environ["REPROTUNE_CHECKPOINT_SECONDS"] = str(seconds)
     sys.argv = [stage, *arguments]
     command(MAIN[stage])
 
@@ -86,29 +87,24 @@ def outs(stage: str, folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
-def saved(stage: str, out: Path) -> list[Path]:
-    """What a killed run could go on from: sealed checkpoints, or the reference pass's progress."""
-    found = (out / checkpoints.FOLDER / stage).glob("*/*.json" if stage == "reference" else "*/checkpoint-*/manifest.json")
-    return sorted(found, key=lambda path: path.stat().st_mtime)
+def saved(stage: str, out: Path) -> set[Path]:
+    """The checkpoints that a killed run could go on from."""
+    return {path.parent for path in (out / "checkpoints" / stage).rglob("checkpoint-*/manifest.json")}
 
 
-def killed_after(stage: str, ready: Path, out: Path, count: int, delay: float = 0.0) -> None:
-    """Start a stage and kill it a little after it has saved `count` times more."""
+def killed_after(stage: str, ready: Path, out: Path, count: int, delay: float = 0.0) -> Path:
+    """Start a stage and kill it a little after it has saved `count` times more; returns the newest checkpoint that it left."""
+    before = saved(stage, out)
     process = start(stage, ready, out)
-    seen: set[tuple[str, float]] = {(str(path), path.stat().st_mtime) for path in saved(stage, out)}
-    new = 0
-    while new < count and process.is_alive():
-        for path in saved(stage, out):
-            try:
-                key = (str(path), path.stat().st_mtime)
-            except FileNotFoundError:
-                continue
-            new += key not in seen
-            seen.add(key)
+    seen: set[Path] = set()
+    while len(seen) < count and process.is_alive():
+        seen |= saved(stage, out) - before
         time.sleep(0.002)
     time.sleep(delay)
     process.kill()
     process.join()
+    assert not (out / stage).exists(), "the stage was not killed but ended"
+    return max(saved(stage, out), key=checkpoints.number)
 
 
 @pytest.mark.parametrize("stage", MAIN)
@@ -125,39 +121,41 @@ def test_ten_kills_a_stage(stage, ready, tmp_path):
 
 
 def kill_twice(stage: str, ready: Path, out: Path, rng: random.Random) -> None:
-    for _ in range(2):
-        killed_after(stage, ready, out, rng.randint(1, 4), delay=0.1 * rng.random())
-        assert not (out / stage).exists()
-    kept = saved(stage, out)
+    """It goes on each time from the newest checkpoint, and so does again what came after that alone."""
+    for kill in range(2):
+        newest = killed_after(stage, ready, out, rng.randint(1, 3), delay=0.1 * rng.random())
+        assert ("going on from" in printed(out)) is (kill > 0)
     assert finished(start(stage, ready, out)) == 0, printed(out)
-    assert not kept or "going on from" in printed(out)
+    assert f"going on from {newest.name}" in printed(out)
     assert outs(stage, out) == outs(stage, ready)
     assert not saved(stage, out), "checkpoints are removed on success"
 
 
 def test_a_damaged_checkpoint_is_passed_over(ready, tmp_path):
-    killed_after("sft", ready, tmp_path, 3)
-    *_, before, last = saved("sft", tmp_path)
-    weights = last.parent / "adapter_model.safetensors"
+    before = killed_after("sft", ready, tmp_path, 2)
+    damaged, half = (before.with_name(f"checkpoint-{checkpoints.number(before) + more}") for more in (1, 2))
+    shutil.copytree(before, damaged)
+    weights = damaged / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    (half := last.parent.with_name("checkpoint-99")).mkdir()
+    half.mkdir()
     (half / "optimizer.pt").write_bytes(b"half")
     assert finished(start("sft", ready, tmp_path)) == 0, printed(tmp_path)
-    for folder in (half, last.parent):
+    for folder in (half, damaged):
         assert f"{folder.name} is incomplete or damaged: passed over" in printed(tmp_path)
-    assert f"going on from {before.parent.name}" in printed(tmp_path)
+    assert f"going on from {before.name}" in printed(tmp_path)
     assert outs("sft", tmp_path) == outs("sft", ready)
 
 
-def test_sigterm_saves_first(ready, tmp_path):
+@pytest.mark.parametrize("request_to_end", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end_it_saves_first(request_to_end, ready, tmp_path):
     process = start("sft", ready, tmp_path, NEVER)
     while process.is_alive() and not ((tmp_path / "printed").exists() and "'loss'" in printed(tmp_path)):
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, request_to_end)
     assert finished(process) == 1
-    assert "ended by SIGTERM at step" in printed(tmp_path) and "`dvc repro` goes on from there" in printed(tmp_path)
+    assert "ended on request at step" in printed(tmp_path) and "`dvc repro` goes on from there" in printed(tmp_path)
     assert len(saved("sft", tmp_path)) == 1
     assert finished(start("sft", ready, tmp_path, NEVER)) == 0
     assert "going on from checkpoint-" in printed(tmp_path)
@@ -172,3 +170,43 @@ def test_other_params_take_up_no_checkpoint(ready, tmp_path):
     assert finished(start("sft", ready, tmp_path, NEVER)) == 0
     assert "going on from" not in printed(tmp_path)
     assert outs("sft", tmp_path) != outs("sft", ready)
+
+
+def test_what_the_result_depends_on_names_the_run(tmp_path, monkeypatch):
+    code, inputs = tmp_path / "code.py", [tmp_path / "base", tmp_path / "template"]
+    (tmp_path / "base").mkdir()
+    files = [code, tmp_path / "base" / "model", tmp_path / "template"]
+    for file in files:
+        file.write_bytes(b"a")
+    monkeypatch.setattr(checkpoints, "loaded_code", lambda: [code])
+    names = {checkpoints.fingerprint({"seed": 1}, inputs), checkpoints.fingerprint({"seed": 2}, inputs)}
+    for file in files:
+        file.write_bytes(b"b")
+        names.add(checkpoints.fingerprint({"seed": 1}, inputs))
+        file.write_bytes(b"a")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    names.add(checkpoints.fingerprint({"seed": 1}, inputs))
+    assert len(names) == 3 + len(files)
+
+
+def test_the_stage_itself_is_loaded_code():
+    """Run as a module, it has another name among those that are loaded."""
+    code = (
+        "import runpy, stages\nfrom stages import checkpoints\n"
+        "stages.command = lambda main: print(*(file.name for file in checkpoints.loaded_code()))\n"
+        "runpy.run_module('stages.reference', run_name='__main__', alter_sys=True)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True).stdout.split()
+    assert {"__init__.py", "checkpoints.py", "reference.py", "training.py"} <= set(found) and "evaluate.py" not in found
+
+
+def test_runs_that_were_given_up_are_kept_for_a_while(tmp_path):
+    """Those of two params files that one goes back and forth between, but not of every value that was once tried."""
+    for seed in range(5):
+        with pytest.raises(KeyboardInterrupt), checkpoints.kept(tmp_path, {"seed": seed}, []) as run:
+            checkpoints.save(run, 1, lambda folder: (folder / "file").write_text("a"))
+            raise KeyboardInterrupt
+    with checkpoints.kept(tmp_path, {"seed": 3}, []) as run:
+        assert checkpoints.latest(run) == run / "checkpoint-1"
+    left = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert len(left) == 1 and checkpoints.latest(left[0])

@@ -64,5 +64,5 @@ def test_clean_rows_are_counted_apart(tmp_path):
     assert clean["a"]["n"] == clean["mean"]["n"] == 2
     assert clean["a"]["scores"] == {"base": {"score": 0.0, "stderr": 0.0}, "sft": {"score": 0.0, "stderr": 0.0}, "dpo": {"score": 0.5, "stderr": 0.5}}
     assert clean["a"]["differences"]["dpo_vs_base"] == {"difference": 0.5, "stderr": 0.5}
-    assert "b" not in clean, "one row has no standard error"
+    assert clean["b"] == {"benchmark": "b", "n": 1, "scores": {}, "differences": {}}, "one row has no standard error"
     assert clean["mean"]["scores"]["dpo"]["score"] == 0.5

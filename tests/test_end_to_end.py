@@ -1,6 +1,7 @@
 """The whole pipeline with real `dvc`, on the tiny model, in clones: same bytes twice, and mistakes that cost nothing."""
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -92,10 +93,20 @@ def test_metrics_and_plots_read_well(clones):
         "Path", "score", "stderr", "n", "rows", "dropped", "contaminated", "steps", "tokens", "held_out_loss", "held_out_margin", "held_out_accuracy",
         "base", "sft", "dpo", "sft_vs_base", "dpo_vs_sft", "dpo_vs_base",
     }  # fmt: skip
-    assert len(header) < 250 and len(rows) == 6 + 3 + 2 + 1
-    call(*DVC, "plots", "show", "--out", "plots_html", cwd=clones[0])
-    page = (clones[0] / "plots_html" / "index.html").read_text()
-    assert "SFT training loss" in page and "DPO reward margin" in page
+    assert len(header) < 260 and len(rows) == 6 + 3 + 2 + 1
+
+
+def test_plots_are_drawn_offline(clones, tmp_path):
+    """In a real browser that reaches no network, where there is one."""
+    call(sys.executable, "-m", "stages.plots_page", str(tmp_path / "page.html"), cwd=tiny.ROOT)
+    call(*DVC, "plots", "show", "--html-template", str(tmp_path / "page.html"), "--out", str(tmp_path / "html"), cwd=clones[0])
+    page = (tmp_path / "html" / "index.html").read_text()
+    titles = ("SFT training loss", "DPO reward margin", "DPO reward accuracy", "Scores", "Learning rate", "Gradient norm", "Tokens a second")
+    assert all(title in page for title in titles) and "cdn." not in page
+    if browser := shutil.which("chromium"):
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
+        drawn = subprocess.run([browser, *options, f"file://{tmp_path}/html/index.html"], text=True, capture_output=True, timeout=120).stdout
+        assert drawn.count('class="marks"') == len(titles)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_two_processes_train_under_deepspeed(world, tmp_path):
     base = world / "tiny" / "model"
     steps.tokenize_sft(settings, base, tiny.alpaca_rows(), tmp_path)
     alone = steps.sft(settings, base, tmp_path)
-    command = f"-m stages.sft --base {base} --data {tmp_path}/sft_tokens --templates {steps.TEMPLATES} --launch-config {steps.LAUNCH}"
+    command = f"-m stages.sft --base {base} --data {tmp_path}/sft_tokens --templates {steps.TEMPLATES} --launch-config {steps.LAUNCH} --checkpoints {tmp_path}/checkpoints"
     command += f" --out {tmp_path}/two --metrics {tmp_path}/two.json --curves {tmp_path}/two.csv --speed {tmp_path}/two_speed.csv"
     environment = os.environ | {"REPROTUNE_PROCESSES": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tiny.ROOT)}
     result = subprocess.run([sys.executable, *command.split()], cwd=world, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)

@@ -73,7 +73,7 @@ def test_broken_files_are_named(tmp_path):
     [
         ("__import__('pathlib').Path('/dev/full').write_text('x' * 100_000)", "the disk is full"),
         ("__import__('pandas').DataFrame({'a': range(10**6)}).to_parquet('/dev/full')", "the disk is full"),
-        ("open('models/base/config.json')", "models/base/config.json: no such file; `dvc checkout` restores it"),
+        ("open('models/none/config.json')", "models/none/config.json: no such file; `dvc checkout` restores it"),
     ],
 )
 def test_a_command_ends_in_one_message(main, expected):
