@@ -69,7 +69,7 @@ def ours(kind: str, file: Path, folder: Path, processes: int) -> float:
     from tests.conftest import changed
 
     name = "sft" if kind == "sft" else "preferences"
-    entry = {"format": "alpaca" if kind == "sft" else "ultrafeedback", "source": {"kind": "local", "path": "-"}}
+    entry = {"format": "alpaca" if kind == "sft" else "ultrafeedback", "source": {"kind": "local", "path": "-", "sha256": "0" * 64}}
     settings = changed(
         params.load(ROOT / "params.yaml"),
         {

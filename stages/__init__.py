@@ -25,9 +25,17 @@ class InputError(ValueError):
     """Bad input: the message names the file, the row or key, what was found, what was expected and what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """A library's error, as part of a message of ours."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 def command(main: Callable[[], None]) -> None:
     """Run a stage. Bad input and a full disk end in one clear message and exit code 1; a bug keeps its traceback."""
     warnings.simplefilter("ignore", FutureWarning)
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal that cannot show ± costs no stage its work
+        stream.reconfigure(errors="replace")
     end_with_parent()
     try:
         main()
@@ -36,9 +44,11 @@ def command(main: Callable[[], None]) -> None:
     except FileNotFoundError as error:
         sys.exit(f"error: {error.filename or error}: no such file; `dvc checkout` restores it, `dvc repro` makes it anew")
     except Exception as error:
-        if not disk_full(error):
-            raise
-        sys.exit(f"error: {os.getcwd()}: the disk is full ({error}); free space, then `dvc repro` (`dvc checkout` restores what was there)")
+        if disk_full(error):
+            sys.exit(f"error: the disk is full, or a quota is used up ({error}); free space, then `dvc repro` (`dvc checkout` restores what was there)")
+        if isinstance(error, OSError) and error.filename:
+            sys.exit(f"error: {error.filename}: {error.strerror}; correct the path or its permissions, then `dvc repro`")
+        raise
 
 
 def end_with_parent(parent: int | None = None) -> None:
@@ -52,7 +62,7 @@ def end_with_parent(parent: int | None = None) -> None:
 def disk_full(error: BaseException | None) -> bool:
     """Each library says it in an exception of its own, at times behind another, but with the system's words."""
     while error is not None:
-        if "No space left on device" in str(error) or "Not enough disk space" in str(error):
+        if any(words in str(error) for words in ("No space left on device", "Not enough disk space", "Disk quota exceeded", "File too large")):
             return True
         error = error.__cause__ or error.__context__
     return False

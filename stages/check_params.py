@@ -6,7 +6,7 @@ The out is a constant: only a wrong file keeps the other stages from running, a 
 import argparse
 from pathlib import Path
 
-from stages import command, hub, params
+from stages import command, hub, params, tasks
 from stages.records import write_text
 
 
@@ -14,7 +14,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
-    params.load(resolve=hub.commit_of)
+    settings = params.load(resolve=hub.commit_of)
+    for name, definition in tasks.definitions(settings.evaluate.benchmarks).items():
+        if settings.benchmarks[name].max_new_tokens is not None:
+            tasks.generation(name, definition)
     write_text(out, "params.yaml is valid\n")
     print("params.yaml is valid")
 

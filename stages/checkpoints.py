@@ -37,8 +37,10 @@ def interval() -> float:
     """Seconds between two checkpoints: what a killed run does again at most, beside measuring. No number of them changes a byte of the result."""
     found = os.environ.get("REPROTUNE_CHECKPOINT_SECONDS", "600")
     try:
-        return float(found)
-    except ValueError:
+        seconds = float(found)
+        assert seconds >= 0
+        return seconds
+    except (ValueError, AssertionError):
         raise InputError(f"REPROTUNE_CHECKPOINT_SECONDS: found {found!r}, expected a number of seconds; correct or unset it") from None
 
 
@@ -120,8 +122,8 @@ def save(run: Path, count: int, write: Callable[[Path], None]) -> None:
 def whole(checkpoint: Path) -> bool:
     try:
         digests = json.loads((checkpoint / MANIFEST).read_text())
-        return all(digest(checkpoint / name) == found for name, found in digests.items())
-    except (OSError, ValueError):
+        return len(digests) > 0 and all(digest(checkpoint / name) == found for name, found in digests.items())
+    except (OSError, ValueError, TypeError, AttributeError):
         return False
 
 

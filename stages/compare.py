@@ -24,7 +24,7 @@ def run(benchmarks: list[str], metrics: Path, evals: Path, contamination: Path, 
     tables: dict[str, list[dict[str, Any]]] = {"all": [], "clean": []}
     for name in benchmarks:
         found = {model: read_json(metrics / model / f"{name}.json") for model in MODELS}
-        correct = {model: read_correct(evals / model / f"{name}.parquet") for model in MODELS}
+        correct = {model: read_correct(evals / model / f"{name}.parquet", found[model]["n"]) for model in MODELS}
         scores = {model: {"score": value["score"], "stderr": value["stderr"]} for model, value in found.items()}
         tables["all"].append({"benchmark": name, "n": found["base"]["n"], "scores": scores, "differences": compared(correct, name)})
         in_data = set(read_parquet(contamination / f"{name}.parquet")["doc_id"].to_pylist())
@@ -46,9 +46,12 @@ def compared(correct: dict[str, dict[int, float]], name: str) -> dict[str, dict[
     return {label: paired(correct[a], correct[b], name) for label, (a, b) in COMPARISONS.items()}
 
 
-def read_correct(file: Path) -> dict[int, float]:
+def read_correct(file: Path, n: int) -> dict[int, float]:
     table = read_parquet(file)
-    return dict(zip(table["doc_id"].to_pylist(), table["correct"].to_pylist(), strict=True))
+    found = dict(zip(table["doc_id"].to_pylist(), table["correct"].to_pylist(), strict=True))
+    if not len(found) == table.num_rows == n:
+        raise InputError(f"{file}: {table.num_rows} rows of {len(found)} documents, expected one for each of the {n} scored; `dvc repro` scores them anew")
+    return found
 
 
 def paired(first: dict[int, float], second: dict[int, float], name: str) -> dict[str, float]:

@@ -97,8 +97,8 @@ def read_benchmark(folder: Path, name: str, column: str, vocabulary: dict[str, i
         raise InputError(f"{folder}: {len(files)} Parquet files, expected one, of the split that is scored; `dvc checkout {folder}` restores it")
     file = files[0]
     rows = read_parquet(file).to_pylist()
-    if rows and not isinstance(rows[0].get(column), str):
-        raise InputError(f"params.yaml: contamination.columns.{name}: found {column!r}, expected a text column of {file}: {sorted(rows[0])}")
+    if odd := next((row for row in rows if not isinstance(row.get(column), str)), None):
+        raise InputError(f"params.yaml: contamination.columns.{name}: found {column!r}, expected a text column of {file}: {sorted(odd)}")
     documents = []
     for doc_id, row in enumerate(rows):
         for text in texts(row, column):

@@ -56,7 +56,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
             precompute_ref_log_probs=True,
         )
         with modeling.adapter_dtype_kept(model):
-            trainer = CachedReferenceTrainer(model, args=config, train_dataset=train, processing_class=tokenizer, callbacks=[saving])
+            trainer = CachedReferenceTrainer(model, args=config, train_dataset=train, processing_class=tokenizer, callbacks=[saving, training.FiniteLoss()])
         # the trainer's own frozen copy of the adapter, which the cached log-probs replace
         model.delete_adapter("ref")
         measured = {"train": train.take(min(MEASURED_PAIRS, len(train))), "held_out": held_out}

@@ -5,24 +5,22 @@ sample. With a `limit`, the rows are a subset drawn by seed, the same for every 
 """
 
 import argparse
-import importlib.util
 import json
+import math
 import random
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from stages import InputError, command, modeling, params
+from stages import InputError, command, modeling, params, tasks
 from stages.chat import load_tokenizer
-from stages.records import write_json, write_parquet
+from stages.records import parquet_file, write_json, write_parquet
 
 SAMPLE = pa.schema(
     {
@@ -50,6 +48,9 @@ def run(settings: params.Params, name: str, paths: argparse.Namespace) -> None:
         model = modeling.load_adapter(model, paths.adapter)
     model.config.use_cache = True
     scorer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.evaluate.batch_size)
+    new_tokens = settings.benchmarks[name].max_new_tokens or 0
+    if new_tokens >= scorer.max_length:
+        raise InputError(f"params.yaml: benchmarks.{name}.max_new_tokens: found {new_tokens}, expected fewer than the model's context of {scorer.max_length}")
     metrics, samples = score(scorer, name, settings.benchmarks[name], paths.data, settings.seed)
     write_parquet(paths.samples, samples, SAMPLE)
     write_json(paths.metrics, metrics)
@@ -66,7 +67,10 @@ def score(scorer: Any, name: str, benchmark: params.Benchmark, data: Path, seed:
     Returns:
         The metrics, and one dict a sample, in the order of the benchmark's rows.
     """
-    indices = subset(data / f"{benchmark.split}.parquet", name, benchmark.limit, seed)
+    file = data / f"{benchmark.split}.parquet"
+    indices = subset(file, name, benchmark.limit, seed)
+    examples = file if benchmark.fewshot_split == benchmark.split else data / "fewshot" / f"{benchmark.fewshot_split}.parquet"
+    check_shots(name, benchmark.num_fewshot, examples, examples == file)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "task.yaml").write_text(yaml.safe_dump(task_definition(name, benchmark, data, Path(folder) / "cache")))
         results = simple_evaluate(
@@ -85,15 +89,28 @@ def score(scorer: Any, name: str, benchmark: params.Benchmark, data: Path, seed:
 
 def subset(file: Path, name: str, limit: int | None, seed: int) -> list[int]:
     """Row numbers to score, in order; drawn by seed and benchmark, so adding a benchmark changes no other."""
-    count = pq.read_metadata(file).num_rows
+    count = row_count(file)
+    if count < 2:
+        raise InputError(f"{file}: {count} rows, expected at least 2 to score, which a standard error needs; correct benchmarks.{name}.source")
     if limit is None or limit >= count:
         return list(range(count))
     return sorted(random.Random(f"{seed} {name}").sample(range(count), limit))
 
 
+def row_count(file: Path) -> int:
+    with parquet_file(file) as table:
+        return table.metadata.num_rows
+
+
+def check_shots(name: str, shots: int, file: Path, scored: bool) -> None:
+    """A row is never its own example, so of the scored rows one is not to be had."""
+    if shots and shots > (count := row_count(file) - scored):
+        raise InputError(f"params.yaml: benchmarks.{name}.num_fewshot: found {shots}, expected at most {count}, the examples in {file}")
+
+
 def task_definition(name: str, benchmark: params.Benchmark, data: Path, cache: Path) -> dict[str, Any]:
     """lm-eval's own definition, included by path, with our rows in place of the Hub's."""
-    stock = stock_definition(name)
+    stock = tasks.definitions([name])[name]
     splits = {file.stem: str(file.resolve()) for file in sorted(data.rglob("*.parquet"))}
     definition = {
         "include": str(stock),
@@ -108,21 +125,9 @@ def task_definition(name: str, benchmark: params.Benchmark, data: Path, cache: P
         "num_fewshot": benchmark.num_fewshot,
     }
     if benchmark.max_new_tokens is not None:
-        generation = yaml.load(stock.read_text(encoding="utf-8"), yaml.BaseLoader).get("generation_kwargs")
-        if generation is None:
-            raise InputError(f"params.yaml: benchmarks.{name}.max_new_tokens: found {benchmark.max_new_tokens}, expected null for a task that does not generate")
-        definition["generation_kwargs"] = {"until": generation["until"], "do_sample": False, "max_gen_toks": benchmark.max_new_tokens}
+        until = tasks.generation(name, stock)["until"]
+        definition["generation_kwargs"] = {"until": until, "do_sample": False, "max_gen_toks": benchmark.max_new_tokens}
     return definition
-
-
-def stock_definition(name: str) -> Path:
-    """The file in lm-eval that defines a task. Reading names alone takes a second; lm-eval's own index takes many."""
-    tasks = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"
-    pattern = re.compile(rb"^task: *[\"']?" + re.escape(name.encode()) + rb"[\"']?\s*$", re.MULTILINE)
-    found = [file for file in sorted(tasks.rglob("*.yaml")) if pattern.search(file.read_bytes())]
-    if not found:
-        raise InputError(f"params.yaml: benchmarks.{name}: lm-eval has no task of this name; `lm-eval ls tasks` lists them")
-    return found[0]
 
 
 def task_metrics(results: dict[str, Any], name: str, benchmark: params.Benchmark) -> dict[str, Any]:
@@ -166,6 +171,8 @@ def sample_row(sample: dict[str, Any], metric: str) -> dict[str, Any]:
             "predicted": str(sample["filtered_resps"][0]),
         }
     log_probs = [float(response[0][0]) for response in sample["resps"]]
+    if not all(map(math.isfinite, log_probs)):
+        raise InputError(f"row {sample['doc_id']}: the model gives log-probs of {log_probs}, expected finite numbers; its adapter or base is damaged")
     contexts, continuations = zip(*arguments, strict=True)
     shared = len(set(contexts)) == 1
     return row | {

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages import InputError, command, params
+from stages import InputError, command, first_line, params
 from stages.records import filling, read_parquet, write_parquet
 from stages.sources import fetched
 
@@ -37,7 +37,7 @@ def hub(path: Path, split: str) -> dict[str, list[dict[str, Any]]]:
     """Parquet files whose names start with their split, as the Hub writes them: test-00000-of-00001.parquet."""
     splits: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(path.rglob("*.parquet")):
-        splits.setdefault(file.stem.split("-")[0], []).extend(read_parquet(file).to_pylist())
+        splits.setdefault(file.stem.split("-")[0], []).extend(read_parquet(file, "correct the source, or its `path` or `files` in params.yaml").to_pylist())
     return splits
 
 
@@ -46,8 +46,8 @@ def arrow(path: Path, split: str) -> dict[str, list[dict[str, Any]]]:
     try:
         with pa.ipc.open_stream(path.read_bytes()) as reader:
             return {split: reader.read_all().to_pylist()}
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path.name}: not an Arrow stream ({error}); correct `path` or `format`") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path.name}: not a whole Arrow stream ({first_line(error)}); correct `path` or `format`") from error
 
 
 def requests(path: Path) -> list[dict[str, Any]]:

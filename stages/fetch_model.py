@@ -9,8 +9,10 @@ import shutil
 from functools import cache
 from pathlib import Path
 
-from stages import InputError, command, params
-from stages.records import filling
+from safetensors import SafetensorError, safe_open
+
+from stages import InputError, command, first_line, params
+from stages.records import filling, read_json
 from stages.sources import fetched
 
 MODEL_FILES = (
@@ -43,7 +45,10 @@ def convert_gguf(path: Path, out: Path) -> None:
     # transformers parses the file anew for the config, the weights and the tokenizer, and each takes seconds
     gguf.GGUFReader = cache(gguf.GGUFReader)
     print(f"converting {path.name} to safetensors", flush=True)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    except Exception as error:
+        raise InputError(f"{path.name}: not a GGUF file that transformers can read ({first_line(error)}); correct model.source") from error
     # save_pretrained refuses a model that still says it is GGUF-quantized, which it no longer is
     del model.config.quantization_config
     model.hf_quantizer = None
@@ -68,6 +73,17 @@ def check(out: Path, source: Path) -> None:
         if not list(out.glob(pattern)):
             found = sorted(file.name for file in out.iterdir())
             raise InputError(f"{source}: no {pattern} among {found}; model.source must hold a safetensors or GGUF checkpoint with its tokenizer")
+    tensors: dict[str, set[str]] = {}
+    for file in sorted(out.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as content:
+                tensors[file.name] = set(content.keys())
+        except SafetensorError as error:
+            raise InputError(f"{source}: {file.name} is not a whole safetensors file ({first_line(error)}); correct model.source") from error
+    for index in out.glob("*.safetensors.index.json"):
+        for tensor, name in read_json(index)["weight_map"].items():
+            if tensor not in tensors.get(name, ()):
+                raise InputError(f"{source}: {index.name} says that {tensor} is in {name}, which is not there or lacks it; correct the files of model.source")
 
 
 def main() -> None:

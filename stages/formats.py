@@ -33,6 +33,7 @@ class NoPreference(InvalidRow):
 
 def alpaca(row: Row) -> Conversation:
     """{instruction, input, output}; the input may be blank or missing."""
+    without(row, "system", "history")
     user = {"role": "user", "content": text(row, "instruction")}
     if not blank(row, "input"):
         user["input"] = text(row, "input")
@@ -41,11 +42,13 @@ def alpaca(row: Row) -> Conversation:
 
 def sharegpt(row: Row) -> Conversation:
     """{conversations: [{from, value}]}."""
+    without(row, "system", "tools")
     return [turn(item, "from", "value") for item in items(row, "conversations")]
 
 
 def messages(row: Row) -> Conversation:
     """{messages: [{role, content}]}, as OpenAI's chat format has them."""
+    without(row, "tools")
     return [turn(item, "role", "content") for item in items(row, "messages")]
 
 
@@ -177,6 +180,13 @@ def completion(part: Any) -> Row:
 def blank(row: Row, key: str) -> bool:
     found = row.get(key)
     return found is None or (isinstance(found, str) and not found.strip())
+
+
+def without(row: Row, *keys: str) -> None:
+    """What stands under these keys would be lost without a word."""
+    for key in keys:
+        if not blank(row, key) and row[key] != []:
+            raise InvalidRow(f"`{key}` is {shown(row[key])}, which this format has no place for; make it turns of `messages`")
 
 
 def item(row: Row, key: str) -> Any:

@@ -41,9 +41,9 @@ def relaunched(module: str, config: Path) -> bool:
 
 
 def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ["WORLD_SIZE"]) if LAUNCHED in os.environ else 1
 
 
 def is_main() -> bool:
     """True in the one process that writes outs."""
-    return os.environ.get("RANK", "0") == "0"
+    return LAUNCHED not in os.environ or os.environ["RANK"] == "0"

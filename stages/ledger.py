@@ -95,13 +95,20 @@ def check_budget(rows: Rows, section: str, max_dropped: float) -> float:
         if len(dropped) <= max_dropped * own.sum():
             continue
         share = len(dropped) / own.sum()
-        by_reason = ", ".join(f"{count} {REASONS[code]}" for code in BUDGETED if (count := int((rows.reason[own] == code).sum())))
-        first = "\n  ".join(f"{rows.where(index)}: {REASONS[rows.reason[index]]}: {rows.details[index]}" for index in dropped[:SHOWN])
         raise InputError(
-            f"{section}.max_dropped: {len(dropped)} of {own.sum()} rows of {name} ({share:.1%}) are left out ({by_reason}), expected at most "
-            f"{max_dropped:.1%}; correct the source or its `format`, raise {section}.max_length, or raise the budget. The first:\n  {first}"
+            f"{section}.max_dropped: {len(dropped)} of {own.sum()} rows of {name} ({share:.1%}) are left out, expected at most "
+            f"{max_dropped:.1%}; correct the source or its `format`, raise {section}.max_length, or raise the budget{first_left_out(rows, dropped)}"
         )
     return float(np.isin(rows.reason, BUDGETED).mean())
+
+
+def first_left_out(rows: Rows, left: np.ndarray) -> str:
+    """The end of a message: how many of these rows left for each reason, and the first of them."""
+    if not len(left):
+        return ""
+    by_reason = ", ".join(f"{count} {name}" for code, name in enumerate(REASONS) if (count := int((rows.reason[left] == code).sum())))
+    first = "".join(f"\n  {rows.where(index)}: {REASONS[rows.reason[index]]}: {rows.details[index]}" for index in left[:SHOWN])
+    return f". Left out: {by_reason}. The first:{first}"
 
 
 def write_dropped(rows: Rows, file: Path) -> None:

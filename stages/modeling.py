@@ -19,11 +19,11 @@ import torch
 # is loaded, which takes three seconds in each process.
 with patch.object(torch, "compile", lambda function=None, **_: function or (lambda wrapped: wrapped)):
     import bitsandbytes  # noqa: F401
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from stages import InputError
+from stages import InputError, first_line
 from stages.params import Lora, Model
 from stages.records import filling, read_json, write_json
 
@@ -59,7 +59,7 @@ def load_base(base: Path, model: Model) -> PreTrainedModel:
     """The base model in eval mode on this process's device, its linear weights in NF4 if `model.quantization` says so.
 
     Raises:
-        InputError: a file of the model is missing or damaged.
+        InputError: a file of the model is missing or damaged, or it does not have exactly the architecture's weights.
     """
     dtype = getattr(torch, model.dtype)
     quantization = None
@@ -68,7 +68,7 @@ def load_base(base: Path, model: Model) -> PreTrainedModel:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded, report = AutoModelForCausalLM.from_pretrained(
             base,
             dtype=dtype,
             quantization_config=quantization,
@@ -76,10 +76,18 @@ def load_base(base: Path, model: Model) -> PreTrainedModel:
             device_map={"": device()},
             local_files_only=True,
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{base}: the model could not be loaded ({reason}); `dvc checkout {base}` restores it") from error
+    except ImportError as error:
+        raise InputError(f"params.yaml: model: a package that these settings need is not installed ({first_line(error)})") from error
+    except Exception as error:
+        raise InputError(f"{base}: the model could not be loaded ({first_line(error)}); `dvc checkout {base}` restores it") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[what]:
+            raise InputError(
+                f"{base}: {what.replace('_', ' ')}: {sorted(map(str, report[what]))[:3]}, expected exactly the weights of its config.json; "
+                f"`dvc checkout {base}` restores it, or correct model.source"
+            )
     loaded.config.use_cache = False
     return loaded.eval()
 
@@ -87,6 +95,12 @@ def load_base(base: Path, model: Model) -> PreTrainedModel:
 def add_adapter(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     """A new LoRA adapter that changes nothing yet: its B matrices are zero (https://arxiv.org/abs/2106.09685)."""
     set_seed(seed)
+    if isinstance(lora.target_modules, list):
+        names = [name for name, _ in base.named_modules()]
+        for target in lora.target_modules:
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                known = sorted({name.split(".")[-1] for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)})
+                raise InputError(f"params.yaml: lora.target_modules: found {target!r}, expected the end of a layer's name, such as {known}")
     return get_peft_model(
         base,
         LoraConfig(
@@ -96,11 +110,21 @@ def add_adapter(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
 
 
 def load_adapter(base: PreTrainedModel, adapter: Path, trainable: bool = False) -> PeftModel:
+    """Put a saved adapter on the base model.
+
+    Raises:
+        InputError: it cannot be read, or does not have exactly the weights that its config asks for.
+    """
     try:
-        return PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{adapter}: the adapter could not be loaded ({reason}); `dvc checkout {adapter}` restores it") from error
+        model = PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable, local_files_only=True)
+        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+            found = set(file.keys())
+    except Exception as error:
+        raise InputError(f"{adapter}: the adapter could not be loaded ({first_line(error)}); `dvc checkout {adapter}` restores it") from error
+    odd = sorted(found ^ set(get_peft_model_state_dict(model)))
+    if odd:
+        raise InputError(f"{adapter}: {len(odd)} weights are missing or too many, such as {odd[0]}; `dvc checkout {adapter}` restores it")
+    return model
 
 
 @contextmanager

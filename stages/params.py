@@ -28,7 +28,7 @@ def pinned(revision: str) -> str:
 
 def sha256(digest: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise ValueError("expected a sha256, 64 hex digits; `pip hash ARCHIVE` prints it")
+        raise ValueError("expected a sha256, 64 hex digits; `pip hash ARCHIVE` and `sha256sum FILE` print it")
     return digest
 
 
@@ -67,6 +67,8 @@ class PypiSource(Section):
 class LocalSource(Section):
     kind: Literal["local"]
     path: Annotated[str, Field(min_length=1)]
+    sha256: Annotated[str, AfterValidator(sha256)]
+    """Of the file; of a folder, that of its files' sha256 and names in order. What is found is printed where it differs."""
 
 
 Source = Annotated[HubSource | PypiSource | LocalSource, Field(discriminator="kind")]
@@ -74,7 +76,7 @@ Source = Annotated[HubSource | PypiSource | LocalSource, Field(discriminator="ki
 
 class Model(Section):
     source: Source
-    chat_template: Annotated[str, Field(pattern=r"^[\w-]+$")]
+    chat_template: Annotated[str, Field(pattern=r"^\w[\w-]*$")]
     """Name of a file in templates/, without `.jinja`."""
     quantization: Literal["none", "nf4"]
     """How the base's linear weights are held, in training and in scoring (nf4: QLoRA, https://arxiv.org/abs/2305.14314)."""
@@ -84,7 +86,7 @@ class Model(Section):
     """Of these, sdpa runs everywhere; flash_attention_2 needs its own package and a GPU."""
 
 
-Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
+Name = Annotated[str, Field(pattern=r"^\w[\w-]*$")]
 
 
 class SftSource(Section):
@@ -101,7 +103,7 @@ class PreferenceSource(Section):
 class Share(Section):
     limit: Annotated[int, Field(ge=1)] | None
     """Raw rows taken from the source, a seeded subset; null takes all."""
-    weight: Annotated[float, Field(gt=0)]
+    weight: Annotated[float, Field(gt=0, le=1000)]
     """How often a kept row is seen in an epoch: 1 once, 0.5 a seeded half of the rows, 2.5 twice and a half thrice."""
 
 
@@ -135,7 +137,7 @@ class Deduplicate(Section):
 class Tokenize(Section):
     held_out: Annotated[int, Field(ge=1)]
     """Rows that are kept out of training, to measure on."""
-    max_length: Annotated[int, Field(ge=16)]
+    max_length: Annotated[int, Field(ge=16, le=2**20)]
     """Tokens of a row; of a pair, its prompt and its longer answer."""
     overlong: Literal["drop", "truncate", "error"]
     """What becomes of a longer row. Truncating cuts the end off, its end-of-turn token included."""
@@ -162,13 +164,13 @@ class Contamination(Section):
 
 
 class Lora(Section):
-    r: Annotated[int, Field(ge=1)]
+    r: Annotated[int, Field(ge=1, le=4096)]
     """Rank of the two matrices (LoRA, https://arxiv.org/abs/2106.09685)."""
-    alpha: Annotated[int, Field(ge=1)]
+    alpha: Annotated[int, Field(ge=1, le=2**16)]
     """Their product is scaled by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
     """Share of the inputs of the adapter that are zeroed in a training step."""
-    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
+    target_modules: Literal["all-linear"] | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
     """Layers that get an adapter, by the ends of their names; all-linear is all but the head."""
 
 
@@ -183,7 +185,7 @@ class Training(Section):
     """How it falls after warm-up; linear and cosine end at 0."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
     """Share of the steps in which it rises."""
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0, le=10)]
     """AdamW's."""
     max_grad_norm: Annotated[float, Field(gt=0)]
     """A larger gradient is scaled down to this norm."""
@@ -192,14 +194,14 @@ class Training(Section):
 
 
 class Sft(Training):
-    epochs: Annotated[float, Field(gt=0)]
+    epochs: Annotated[float, Field(gt=0, le=1000)]
     """How often the rows are gone through."""
 
 
 class Dpo(Training):
-    steps: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=1, le=10**7)]
     """Optimizer steps; the pairs are gone through as often as that takes."""
-    beta: Annotated[float, Field(gt=0)]
+    beta: Annotated[float, Field(gt=0, le=1000)]
     """How strongly the policy is held to its reference: rewards are beta times the log-ratio."""
     loss: Literal["sigmoid", "ipo", "hinge"]
     """sigmoid is DPO's own; ipo: https://arxiv.org/abs/2310.12036; hinge: https://arxiv.org/abs/2305.10425."""
@@ -211,7 +213,7 @@ class Reference(Section):
 
 
 class Evaluate(Section):
-    benchmarks: Annotated[list[str], Field(min_length=1)]
+    benchmarks: Annotated[list[Name], Field(min_length=1)]
     batch_size: Annotated[int, Field(ge=1)]
     """Requests at once."""
 
@@ -224,7 +226,7 @@ class Benchmark(Section):
     """The split that is scored."""
     fewshot_split: Literal["train", "validation", "test"]
     """Where examples come from; where it is the scored split, a row is never its own example."""
-    num_fewshot: Annotated[int, Field(ge=0)]
+    num_fewshot: Annotated[int, Field(ge=0, le=100)]
     limit: Annotated[int, Field(ge=2)] | None
     """Rows scored, a seeded subset of the split; null scores all."""
     metric: Annotated[str, Field(pattern=r"^\w+,[\w-]+$")]
@@ -251,7 +253,7 @@ class Params(Section):
     reference: Reference
     dpo: Dpo
     evaluate: Evaluate
-    benchmarks: Annotated[dict[str, Benchmark], Field(min_length=1)]
+    benchmarks: Annotated[dict[Name, Benchmark], Field(min_length=1)]
     report: Report
 
 
@@ -269,7 +271,9 @@ def load(path: Path = PARAMS_FILE, resolve: Resolve = lambda *_: None) -> Params
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except DuplicateKeyError as error:
         raise InputError(f"{path}: {error.problem} (line {error.problem_mark.line + 1}); keep one of the two") from error
-    except (YAMLError, UnicodeDecodeError) as error:
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; `git checkout {path}` restores it, `cp recipes/... {path}` takes another") from None
+    except (YAMLError, ValueError, RecursionError, OSError) as error:
         raise InputError(f"{path}: not YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: found {type(content).__name__}, expected sections such as `seed:` and `model:`")
@@ -330,6 +334,10 @@ def problem(content: Any, error: Mapping[str, Any], resolve: Resolve) -> str:
         where = ("datasets/" if around.get("repo_type") == "dataset" else "") + str(around.get("repo", "REPO"))
         advice = f"it is now at {commit}" if commit else f"`git ls-remote https://huggingface.co/{where} {here}` prints the commit"
         return f"{key}: found {here!r}, {error['msg']}; {advice}"
+    if error["type"] in ("model_type", "dict_type"):
+        return f"{key}: found {here!r}, expected keys with values under it"
+    if error["type"] == "union_tag_not_found":
+        return f"{key}: found {here!r}, expected a key `kind`: hub, pypi or local"
     expected = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     expected = expected if expected.startswith("expected") else f"expected {expected[0].lower()}{expected[1:]}"
     return f"{key}: found {here!r}, {expected}"

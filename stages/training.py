@@ -4,6 +4,7 @@ A global batch is split over devices and accumulation steps as the machine allow
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ import torch
 from datasets.table import InMemoryTable
 from peft import PeftModel
 from tqdm import tqdm
+from transformers import TrainerCallback
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from stages import InputError, checkpoints
+from stages import InputError, checkpoints, first_line
 from stages.chat import IGNORED
 from stages.params import Model, Training
 from stages.records import read_parquet, write_csv
@@ -68,13 +70,22 @@ def shards(folder: Path, part: str) -> datasets.Dataset:
         raise InputError(f"{folder}: no shard {part}-*.arrow; `dvc checkout {folder}` restores it, `dvc repro` makes it anew")
     try:
         return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{folder}: a shard of {part} is damaged ({error}); `dvc checkout {folder}` restores it") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{folder}: a shard of {part} is damaged ({first_line(error)}); `dvc checkout {folder}` restores it") from error
 
 
 def table(path: Path) -> datasets.Dataset:
     """A Parquet file as a dataset held in memory."""
     return datasets.Dataset(InMemoryTable(read_parquet(path)))
+
+
+class FiniteLoss(TrainerCallback):
+    """Stop at the first step whose loss or gradient is no number: what follows could only be lost time."""
+
+    def on_log(self, args, state, control, logs, **_: Any) -> None:
+        for key in ("loss", "grad_norm"):
+            if not math.isfinite(logs.get(key, 0.0)):
+                raise InputError(f"step {state.global_step}: {key} is {logs[key]}, expected a finite number; lower learning_rate, or max_grad_norm")
 
 
 def curve(log_history: list[dict[str, float]], names: dict[str, str]) -> list[dict[str, float]]:
@@ -123,6 +134,8 @@ def check_isolation(model: PeftModel, rows: datasets.Dataset, settings: Model) -
         alone = model(input_ids=second, use_cache=False).logits[0]
         behind = model(input_ids=torch.cat([first, second], dim=1), position_ids=positions, use_cache=False).logits[0, first.shape[1] :]
     difference = float((behind - alone).abs().max())
+    if not alone.isfinite().all():
+        raise InputError("models/base: it computes logits that are not finite; correct model.source, or model.dtype")
     if not difference <= ISOLATION[settings.dtype]:
         raise InputError(
             f"params.yaml: model.attention: {settings.attention} attention lets examples see those that they are packed behind: a logit differs by "
@@ -182,6 +195,8 @@ def pair_log_probs(
             labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
             log_probs = model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels, fused_lm_head=True).log_probs
             sums = log_probs.float().sum(dim=1).tolist()
+            if not all(map(math.isfinite, sums)):
+                raise InputError(f"{label}: the model gives a log-prob of {next(s for s in sums if not math.isfinite(s))}; its adapter or base is damaged")
             for position, index in enumerate(indices):
                 found["chosen"][index], found["rejected"][index] = sums[position], sums[len(indices) + position]
     return found

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
 
 from stages import InputError, duplicates, end_with_parent, ledger
 from stages.chat import IGNORED, load_tokenizer, special_pattern, tokenize, tokenize_pairs
@@ -179,7 +180,10 @@ def prepare(chunk: tuple[pa.RecordBatch, str]) -> Chunk:
             result.reason[index] = ledger.NO_PREFERENCE if isinstance(error, NoPreference) else ledger.INVALID
             result.details[index] = str(error)
     pieces = []
-    for (index, item), row in zip(found.items(), kind.tokenize(tokenizer, list(found.values())), strict=True):
+    for (index, item), row in zip(found.items(), tokenized(kind, tokenizer, list(found.values())), strict=True):
+        if isinstance(row, str):
+            result.reason[index], result.details[index] = ledger.INVALID, row
+            continue
         result.tokens[index] = sum(len(row[key]) for key in kind.columns if key != "labels")
         fitted = kind.fit(row, task.max_length, task.overlong)
         if isinstance(fitted, tuple):
@@ -194,3 +198,14 @@ def prepare(chunk: tuple[pa.RecordBatch, str]) -> Chunk:
         pieces += [np.asarray(fitted[key], np.int32) for key in kind.columns]
     result.data = np.concatenate(pieces).tobytes() if pieces else b""
     return result
+
+
+def tokenized(kind: Kind, tokenizer: PreTrainedTokenizerBase, items: list[Any]) -> list[Tokens | str]:
+    """The tokens of each item, or why the template cannot render it; halving a batch finds the few of which that is true."""
+    try:
+        return list(kind.tokenize(tokenizer, items))
+    except InvalidRow as error:
+        if len(items) == 1:
+            return [str(error)]
+        half = len(items) // 2
+        return tokenized(kind, tokenizer, items[:half]) + tokenized(kind, tokenizer, items[half:])

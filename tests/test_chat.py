@@ -50,21 +50,30 @@ def test_pad_differs_from_end_of_turn(template, eos, model):
     assert tokenizer.pad_token_id is not None and tokenizer.pad_token != eos
 
 
+TEMPLATE = """{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}
+{% else %}{{ m['content'] }}{{ m['input'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"""
+ANSWER = "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
+
+
 @pytest.mark.parametrize(
-    ("template", "expected"),
+    ("part", "instead", "expected"),
     [
-        ("{% generation %}{{ m['content'] }} [END OF IT]{% endgeneration %}", r"an answer ends with ' \[END OF IT\]', expected one token"),
-        ("{{ m['content'] }}<|im_end|>", "0 answers are marked in a conversation with one; put `{% generation %}`"),
-        ("{% generation %}{{ m['content'] }", "not a template that can be rendered"),
-        ("now: {% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}", "an answer is asked for with 'user: xassistant: ', but follows"),
+        ("<|im_end|>", " [END OF IT]", r"an answer ends with ' \[END OF IT\]', expected one token"),
+        (ANSWER, "{{ m['content'] }}<|im_end|>", "0 answers are marked in a conversation with one, 0 in one with two; put `{% generation %}`"),
+        (ANSWER, "{% generation %}{{ m['content'] }", "not a template that can be rendered"),
+        (ANSWER, "now: " + ANSWER, "an answer is asked for with 'user: what the user saysassistant: ', but follows"),
+        (ANSWER, "{% if loop.last %}" + ANSWER + "{% else %}{{ m['content'] }}{% endif %}", "1 answers are marked in a conversation with one, 1 in one with two"),
+        ("{{ m['input'] }}", "", "a conversation with 'what is given' in it is rendered without it"),
+        ("{{ m['content'] }}{{ m['input'] }}", "{% if m['role'] != 'system' %}{{ m['content'] }}{{ m['input'] }}{% endif %}", "a system turn is rendered without its content"),
+        ("{{ m['input'] }}", "{{ 1 // 0 }}", r"not a template that can be rendered \(.*ZeroDivisionError"),
     ],
-)
-def test_a_template_that_cannot_train_is_refused(template, expected, model, tmp_path):
+)  # fmt: skip
+def test_a_template_that_cannot_train_is_refused(part, instead, expected, model, tmp_path):
     file = tmp_path / "bad.jinja"
-    file.write_text(
-        "{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'assistant' %}" + template + "{% else %}{{ m['content'] }}{% endif %}"
-        "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-    )
+    file.write_text(TEMPLATE)
+    assert load_tokenizer(model, file).eos_token == "<|im_end|>"
+    assert TEMPLATE.count(part) == 1
+    file.write_text(TEMPLATE.replace(part, instead))
     with pytest.raises(InputError, match=rf"bad\.jinja: {expected}"):
         load_tokenizer(model, file)
 

@@ -184,6 +184,7 @@ def test_what_the_result_depends_on_names_the_run(tmp_path, monkeypatch):
         file.write_bytes(b"b")
         names.add(checkpoints.fingerprint({"seed": 1}, inputs))
         file.write_bytes(b"a")
+    monkeypatch.setenv("REPROTUNE_LAUNCHED", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     names.add(checkpoints.fingerprint({"seed": 1}, inputs))
     assert len(names) == 3 + len(files)

@@ -134,7 +134,7 @@ def test_a_failed_stage_gives_one_message_and_its_outs_come_back(clones):
     weights = folder / "models" / "base" / "model.safetensors"
     content = weights.read_bytes()
     weights.unlink()
-    command = "python -m stages.reference --base models/base --adapter models/sft --data data/tokenized/dpo --templates templates --out data/reference"
+    command = "python -m stages.reference --base models/base --adapter models/sft --data data/tokenized/dpo --templates templates --checkpoints .dvc/tmp/checkpoints/reference --out data/reference"
     result = call(*command.split(), cwd=folder, check=False)
     assert result.returncode == 1 and "Traceback" not in result.stdout
     assert "error: models/base: the model could not be loaded" in result.stdout and "`dvc checkout models/base` restores it" in result.stdout

@@ -3,7 +3,7 @@
 import pytest
 from lm_eval.api.model import LM
 
-from stages import InputError, evaluate, fetch_benchmark
+from stages import InputError, evaluate, fetch_benchmark, tasks
 from stages.records import read_parquet
 from tests.conftest import changed
 from tests.tiny import benchmark_rows
@@ -116,7 +116,7 @@ def test_unknown_metrics_and_tasks_are_named(data, settings):
     with pytest.raises(InputError, match=r"benchmarks\.winogrande\.metric: found 'acc_norm,none', expected one of \['acc,none'\]"):
         evaluate.score(Known("winogrande", set()), "winogrande", benchmark, data / "winogrande", seed=1)
     with pytest.raises(InputError, match=r"benchmarks\.winograd: lm-eval has no task"):
-        evaluate.stock_definition("winograd")
+        tasks.definitions(["gsm8k", "winograd"])
     with pytest.raises(InputError, match="expected null for a task that does not generate"):
         evaluate.score(
             Known("winogrande", set()), "winogrande", changed(settings, {"benchmarks.winogrande.max_new_tokens": 5}).benchmarks["winogrande"], data / "winogrande", 1

@@ -4,6 +4,7 @@ import pytest
 
 from stages import InputError, fetch_benchmark, params
 from stages.records import read_parquet, write_parquet
+from stages.sources import local_sha256
 from tests.conftest import changed
 from tests.tiny import ROOT
 
@@ -35,7 +36,7 @@ def test_examples_of_another_split_lie_apart(settings, tmp_path):
     """So that the folder itself says which rows are scored, and no params do."""
     for split in ("train", "test", "other"):
         write_parquet(tmp_path / "source" / f"{split}-00000-of-00001.parquet", [{"question": f"{split}?", "answer": "#### 1"}])
-    source = {"kind": "local", "path": str(tmp_path / "source")}
+    source = {"kind": "local", "path": str(tmp_path / "source"), "sha256": local_sha256(tmp_path / "source")}
     benchmark = changed(settings, {"benchmarks.gsm8k.fewshot_split": "train", "benchmarks.gsm8k.source": source}).benchmarks["gsm8k"]
     fetch_benchmark.run("gsm8k", benchmark, tmp_path / "out")
     files = {str(file.relative_to(tmp_path / "out")): read_parquet(file)["question"].to_pylist() for file in (tmp_path / "out").rglob("*.parquet")}
@@ -53,6 +54,6 @@ def test_a_missing_split_is_named(settings, world, tmp_path, monkeypatch):
 def test_a_wrong_format_is_named(name, format, tmp_path):
     path = tmp_path / "rows"
     path.write_bytes(b"not what it should be")
-    content = DEFAULT.model_dump()["benchmarks"][name] | {"format": format, "source": {"kind": "local", "path": str(path)}}
+    content = DEFAULT.model_dump()["benchmarks"][name] | {"format": format, "source": {"kind": "local", "path": str(path), "sha256": local_sha256(path)}}
     with pytest.raises(InputError, match=r"rows: not .*correct `path` or `format`"):
         fetch_benchmark.run(name, params.Benchmark.model_validate(content), tmp_path / "out")

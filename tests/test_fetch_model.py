@@ -7,6 +7,7 @@ from stages import InputError, fetch_model, params
 from stages.chat import load_tokenizer
 from stages.params import LocalSource
 from stages.records import read_parquet
+from stages.sources import local_sha256
 from stages.tables import fetch_tables
 from tests.tiny import ROOT
 
@@ -58,8 +59,8 @@ def test_only_model_files_are_kept(smollm2):
 
 
 def test_a_checkpoint_is_copied_without_the_rest(model, tmp_path):
-    content = DEFAULT.model.model_copy(update={"source": LocalSource(kind="local", path=str(model))})
     (model / "training_args.bin").write_bytes(b"a pickle")
+    content = DEFAULT.model.model_copy(update={"source": LocalSource(kind="local", path=str(model), sha256=local_sha256(model))})
     fetch_model.run(content, tmp_path / "base")
     (model / "training_args.bin").unlink()
     assert (tmp_path / "base" / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
@@ -69,7 +70,7 @@ def test_a_checkpoint_is_copied_without_the_rest(model, tmp_path):
 def test_a_source_without_weights_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")
-    content = DEFAULT.model.model_copy(update={"source": LocalSource(kind="local", path=str(tmp_path / "empty"))})
+    content = DEFAULT.model.model_copy(update={"source": LocalSource(kind="local", path=str(tmp_path / "empty"), sha256=local_sha256(tmp_path / "empty"))})
     with pytest.raises(InputError, match=r"empty: no \*\.safetensors among \['config\.json'\]"):
         fetch_model.run(content, tmp_path / "base")
 

@@ -172,13 +172,13 @@ def test_no_hub(fetch):
     assert failed(result, "http://127.0.0.1:9 gave no answer", "check the network and proxy settings")
 
 
-def test_a_model_and_rows_come_whole_through_their_stages(hub, model, tmp_path):
+def test_a_model_and_rows_come_whole_through_their_stages(hub, world, model, tmp_path):
     """Safetensors, tokenizer and Parquet files, from repositories that hold more."""
     hub.add("some/model", {file.name: file.read_bytes() for file in model.iterdir()} | {"pytorch_model.bin": b"pickle", "LICENSE": b"free"}, kind="models")
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(tiny.alpaca_rows()), sink)
     hub.add("some/rows", {"data/train-0.parquet": sink.getvalue().to_pybytes()})
-    content = tiny.tiny_params()
+    content = YAML(typ="safe", pure=True).load((world / "params.yaml").read_text())
     source = {"kind": "hub", "revision": COMMIT}
     content["model"]["source"] = source | {"repo": "some/model", "repo_type": "model", "files": ["*.safetensors", "*.json"]}
     rows = source | {"repo": "some/rows", "repo_type": "dataset", "files": ["data/train-*.parquet"]}

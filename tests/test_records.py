@@ -64,7 +64,7 @@ def test_broken_files_are_named(tmp_path):
     (tmp_path / "a").write_text("{")
     with pytest.raises(InputError, match=r"a: not a JSON file"):
         read_json(tmp_path / "a")
-    with pytest.raises(InputError, match=r"a: not a Parquet file.*dvc checkout"):
+    with pytest.raises(InputError, match=r"a: not a whole Parquet file.*dvc checkout"):
         read_parquet(tmp_path / "a")
 
 

@@ -166,3 +166,59 @@ def test_a_missing_model_file_is_named(settings, model, tmp_path):
     (tmp_path / "base" / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(InputError, match="the model could not be loaded"):
         modeling.load_base(tmp_path / "base", settings.model)
+
+
+def edited(folder: Path, out: Path, name: str, edit) -> Path:
+    """A copy of a model's or an adapter's folder with other tensors in the file `name`."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, out)
+    save_file(edit(load_file(folder / name)), out / name, {"format": "pt"})
+    return out
+
+
+def without_one(tensors: dict) -> dict:
+    return dict(sorted(tensors.items())[1:])
+
+
+def renamed(tensors: dict) -> dict:
+    return {name.replace("layers.1", "layers.7"): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("edit", [without_one, renamed])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_weights_that_do_not_fit_are_refused(quantization, edit, settings, model, tmp_path):
+    """Where the libraries would put random ones, or go without."""
+    from stages import InputError
+
+    settings = changed(settings, {"model.quantization": quantization})
+    base = edited(model, tmp_path / "base", "model.safetensors", edit)
+    with pytest.raises(InputError, match=r"base: (missing|unexpected) keys: \[.*expected exactly the weights of its config\.json"):
+        modeling.load_base(base, settings.model)
+    adapted = modeling.add_adapter(modeling.load_base(model, settings.model), settings.lora, 1)
+    modeling.save_adapter(adapted, load_tokenizer(model, ROOT / "templates" / "chatml.jinja"), tmp_path / "whole")
+    adapter = edited(tmp_path / "whole", tmp_path / "adapter", "adapter_model.safetensors", edit)
+    modeling.load_adapter(modeling.load_base(model, settings.model), tmp_path / "whole")
+    with pytest.raises(InputError, match=r"adapter: \d+ weights are missing or too many, such as base_model"):
+        modeling.load_adapter(modeling.load_base(model, settings.model), adapter)
+
+
+def test_an_unknown_target_is_named(settings, model):
+    from stages import InputError
+
+    settings = changed(settings, {"lora.target_modules": ["q_proj", "qproj"]})
+    with pytest.raises(InputError, match=r"lora\.target_modules: found 'qproj', expected the end of a layer's name, such as \['down_proj'"):
+        modeling.add_adapter(modeling.load_base(model, settings.model), settings.lora, 1)
+
+
+def test_training_stops_where_its_loss_is_no_number(settings, model, tmp_path):
+    from stages import InputError
+
+    huge = settings.sft.model_copy(update={"learning_rate": 1e38, "warmup_ratio": 0.0})
+    settings = settings.model_copy(update={"sft": huge})
+    steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
+    with pytest.raises(InputError, match=r"step \d+: (loss|grad_norm) is (nan|inf), expected a finite number; lower learning_rate"):
+        steps.sft(settings, model, tmp_path)
+    assert not (tmp_path / "sft").exists()

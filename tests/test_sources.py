@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import subprocess
 import tarfile
 import zipfile
 
@@ -10,7 +11,7 @@ import pytest
 
 from stages import InputError
 from stages.params import LocalSource, PypiSource
-from stages.sources import fetched
+from stages.sources import fetched, local_sha256
 
 
 @pytest.fixture
@@ -111,5 +112,21 @@ def test_a_member_cannot_leave_the_folder(index, tmp_path):
 
 
 def test_a_missing_local_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere\.json: no such file or folder; correct `path`"), fetched(LocalSource(kind="local", path="nowhere.json")):
+    with pytest.raises(InputError, match=r"nowhere\.json: no such file or folder; correct `path`"), fetched(LocalSource(kind="local", path="nowhere.json", sha256="0" * 64)):
+        pass
+
+
+def test_a_changed_local_file_is_noticed(tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "b.json").write_text("[1]")
+    (folder / "a.json").write_text("[2]")
+    listed = subprocess.run("sha256sum a.json b.json", shell=True, cwd=folder, text=True, capture_output=True).stdout
+    of_folder = hashlib.sha256(listed.encode()).hexdigest()
+    assert local_sha256(folder / "a.json") == listed.split()[0]
+    with fetched(LocalSource(kind="local", path=str(folder), sha256=of_folder)) as path:
+        assert path == folder
+    (folder / "a.json").write_text("[3]")
+    changed = LocalSource(kind="local", path=str(folder), sha256=of_folder)
+    with pytest.raises(InputError, match=rf"rows: sha256 is [0-9a-f]{{64}}, expected {of_folder}; if it was meant to change"), fetched(changed):
         pass

@@ -9,10 +9,11 @@ import pytest
 from stages import InputError, tables
 from stages.params import LocalSource, SftSource
 from stages.records import read_parquet
+from stages.sources import local_sha256
 
 
 def source(path) -> SftSource:
-    return SftSource(source=LocalSource(kind="local", path=str(path)), format="alpaca")
+    return SftSource(source=LocalSource(kind="local", path=str(path), sha256=local_sha256(path)), format="alpaca")
 
 
 def rows_of(path, folder) -> list[dict]:
@@ -70,7 +71,7 @@ def test_a_row_of_another_kind_stays_in_its_place(tmp_path):
         ("a.json", b'[{"x": "\xff"}]', "a.json, row 0: `x` holds the byte 0xff, which is not UTF-8"),
         ("a.json", b'[{"\\ud800": 1}]', "holds the lone surrogate U+D800"),
         ("a.json", b"[" * 100_000, "a.json: not JSON"),
-        ("a.parquet", b"PAR1", "a.parquet: not a Parquet file"),
+        ("a.parquet", b"PAR1", "a.parquet: not a whole Parquet file"),
         ("a.csv", b"x", "a.csv: expected a file that ends in .json"),
     ],
 )
@@ -87,6 +88,6 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     content = bytearray((tmp_path / "a.parquet").read_bytes())
     content[4:40] = b"\xff" * 36
     (tmp_path / "a.parquet").write_bytes(content)
-    with pytest.raises(InputError, match=r"a\.parquet: a damaged Parquet file"):
+    with pytest.raises(InputError, match=r"a\.parquet: not a whole Parquet file .*correct the source"):
         tables.fetch_tables({"mine": source(tmp_path / "a.parquet")}, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -119,7 +119,7 @@ def test_several_sources_give_what_their_mix_says(settings, model, tokenizer, tm
     chats = [{"conversations": [{"from": "human", "value": f"cat {n}"}, {"from": "gpt", "value": f"dog {n}"}]} for n in range(20)]
 
     def run(weight):
-        source = {"kind": "local", "path": "-"}
+        source = {"kind": "local", "path": "-", "sha256": "0" * 64}
         data = {
             "sources": {"rows": {"source": source, "format": "alpaca"}, "chats": {"source": source, "format": "sharegpt"}},
             "mix": {"rows": {"limit": 30, "weight": 0.5}, "chats": {"limit": None, "weight": weight}},

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages import InputError, tokenize_sft
+from stages.records import write_parquet
 from stages.tables import write_table
 from tests import steps
 from tests.conftest import changed
@@ -134,3 +135,30 @@ def check_bad_row(file, expected, settings, model, folder):
     tokenize_sft.run(changed(settings, {"tokenize.sft.max_dropped": 0.02}), paths)
     ((row, reason, detail),) = steps.dropped(folder)
     assert row == 100 and reason == ("overlong" if "tokens" in expected else "invalid") and expected in detail
+
+
+@pytest.mark.parametrize(
+    ("part", "instead", "expected"),
+    [
+        ("{%- for message in messages -%}", "{%- for message in messages -%}{%- if 'dog' in message['content'] -%}{{ raise_exception('no dogs') }}{%- endif -%}", "the template cannot render it (TemplateError: no dogs)"),
+        ("if message['role'] == 'assistant'", "if message['role'] == 'assistant' and 'dog' not in message['content']", "the template marks 0 of 1 answers"),
+    ],
+)  # fmt: skip
+def test_a_row_that_the_template_fails_on_ends_in_the_ledger(part, instead, expected, settings, model, tmp_path):
+    template = (ROOT / "templates" / "chatml.jinja").read_text()
+    assert template.count(part) == 1
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates" / "chatml.jinja").write_text(template.replace(part, instead))
+    rows = [{"instruction": f"say {n}", "input": "", "output": "a dog" if n in (3, 17) else "a cat"} for n in range(20)]
+    write_parquet(tmp_path / "raw_sft" / "rows.parquet", rows)
+    paths = steps.tokenize_paths(model, tmp_path, "sft")
+    paths.templates = tmp_path / "templates"
+    tokenize_sft.run(changed(settings, {"tokenize.sft.max_dropped": 0.1}), paths)
+    assert steps.dropped(tmp_path) == [(number, "invalid", expected) for number in (3, 17)]
+
+
+def test_too_few_rows_are_explained_by_those_that_left(settings, model, tmp_path):
+    rows = [{"instruction": f"say {n}", "input": "", "output": ""} for n in range(5)]
+    settings = changed(settings, {"tokenize.sft.max_dropped": 1.0})
+    with pytest.raises(InputError, match=r"0 of 5 rows are kept, .*Left out: 5 invalid\. The first:\n.*row 0: invalid: `output` is empty"):
+        steps.tokenize_sft(settings, model, rows, tmp_path)

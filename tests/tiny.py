@@ -122,15 +122,23 @@ def make_world(folder: Path) -> None:
         (tiny / "benchmarks" / name).mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows), tiny / "benchmarks" / name / f"{split}-00000-of-00001.parquet")
     with (folder / "params.yaml").open("w") as file:
-        YAML().dump(tiny_params(), file)
+        YAML().dump(tiny_params(folder), file)
 
 
-def tiny_params() -> dict:
-    """The committed params.yaml with local sources and small numbers."""
+def local(path: Path, root: Path) -> dict[str, str]:
+    """A source below `root`."""
+    from stages.sources import local_sha256
+
+    return {"kind": "local", "path": str(path.relative_to(root)), "sha256": local_sha256(path)}
+
+
+def tiny_params(folder: Path) -> dict:
+    """The committed params.yaml with the sources under `folder` and small numbers."""
+    tiny = folder / "tiny"
     content = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
-    content["model"]["source"] = {"kind": "local", "path": "tiny/model"}
+    content["model"]["source"] = local(tiny / "model", folder)
     for data, name, form, file in (("sft", "rows", "alpaca", "alpaca.json"), ("preferences", "pairs", "sharegpt", "preferences.json")):
-        source = {"format": form, "source": {"kind": "local", "path": f"tiny/{file}"}}
+        source = {"format": form, "source": local(tiny / file, folder)}
         content["data"][data] |= {"sources": {name: source}, "mix": {name: {"limit": None, "weight": 1.0}}}
     content["tokenize"]["sft"] |= {"held_out": 6, "max_length": 128, "max_dropped": 0.0, "deduplicate": {"exact": True, "near": None}}
     content["tokenize"]["dpo"] |= {"held_out": 4, "max_length": 128, "max_dropped": 0.0, "deduplicate": {"exact": True, "near": None}}
@@ -138,7 +146,7 @@ def tiny_params() -> dict:
     content["sft"] |= {"epochs": 1.0, "global_batch_size": 2, "micro_batch_size": 1}
     content["dpo"] |= {"steps": 3, "global_batch_size": 4, "micro_batch_size": 2}
     for name, benchmark in content["benchmarks"].items():
-        benchmark |= {"source": {"kind": "local", "path": f"tiny/benchmarks/{name}"}, "format": "hub", "limit": 6}
+        benchmark |= {"source": local(tiny / "benchmarks" / name, folder), "format": "hub", "limit": 6}
         if benchmark["max_new_tokens"] is not None:
             benchmark["max_new_tokens"] = 8
     return content
