@@ -88,8 +88,9 @@ def outs(stage: str, folder: Path) -> dict[str, bytes]:
 
 
 def saved(stage: str, out: Path) -> set[Path]:
-    """The checkpoints that a killed run could go on from."""
-    return {path.parent for path in (out / "checkpoints" / stage).rglob("checkpoint-*/manifest.json")}
+    """The checkpoints that a killed run could go on from; unlike rglob, os.walk bears one that is removed meanwhile."""
+    found = (Path(folder) for folder, _, files in os.walk(out / "checkpoints" / stage) if "manifest.json" in files)
+    return {folder for folder in found if folder.name.startswith("checkpoint-")}
 
 
 def killed_after(stage: str, ready: Path, out: Path, count: int, delay: float = 0.0) -> Path:
