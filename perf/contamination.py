@@ -13,7 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from perf.tokenize import ROOT, synthetic
+from perf.beside import ROOT
+from perf.tokenize import synthetic
 from stages import contamination, params
 from tests.conftest import changed
 

@@ -12,18 +12,15 @@ import argparse
 import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROOT = Path(__file__).parent.parent
+from perf.beside import ROOT, measured
+
 GROUP = 10_000
 MAX_LENGTH = {"sft": 2048, "dpo": 1024}
 
@@ -108,33 +105,6 @@ def trl(kind: str, file: Path, folder: Path, processes: int) -> float:
     return time.monotonic() - begin
 
 
-def measured(side: str, kind: str, file: Path, folder: Path, processes: int) -> dict:
-    """Run one side in a process of its own; its seconds, and the peak of what it and its children hold in memory."""
-    command = [sys.executable, "-m", "perf.tokenize", kind, "--side", side, "--file", str(file), "--folder", str(folder), "--processes", str(processes)]
-    environment = os.environ | {"HF_HOME": str(folder / "home"), "TMPDIR": str(folder)}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    peak = [0]
-    watcher = threading.Thread(target=watch, args=(process, peak))
-    watcher.start()
-    output = process.communicate()[0]
-    watcher.join()
-    assert process.returncode == 0, output
-    return {"seconds": json.loads(output.splitlines()[-1])["seconds"], "peak_mib": peak[0] / 2**20}
-
-
-def watch(process: subprocess.Popen, peak: list[int]) -> None:
-    root = psutil.Process(process.pid)
-    while process.poll() is None:
-        total = 0
-        try:
-            for member in [root, *root.children(recursive=True)]:
-                total += member.memory_full_info().pss
-        except psutil.NoSuchProcess:
-            continue
-        peak[0] = max(peak[0], total)
-        time.sleep(0.25)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["sft", "dpo"])
@@ -158,7 +128,8 @@ def main() -> None:
                     file = Path(folder) / "raw" / "rows.parquet"
                     file.parent.mkdir()
                     synthetic(arguments.kind, count, file, conversational=side == "trl")
-                    found = measured(side, arguments.kind, file, Path(folder), arguments.processes)
+                    own = ["--side", side, "--file", str(file), "--folder", folder, "--processes", str(arguments.processes)]
+                    found = measured("perf.tokenize", [arguments.kind, *own], Path(folder))
                 speed[side] = count / found["seconds"]
                 print(f"{count} {side} {found['seconds']:.1f} {speed[side]:.0f} {found['peak_mib']:.0f}", flush=True)
         if len(speed) == 2:

@@ -9,6 +9,7 @@ the newest few are kept.
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -24,7 +25,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from stages import InputError, launch
-from stages.records import write_json
+from stages.records import digest, write_json
 
 KEPT = 2
 """Checkpoints of a run, and runs of a stage."""
@@ -79,14 +80,6 @@ def loaded_code() -> list[Path]:
     """The files of this package that are loaded, the stage's own, which runs under another name, included."""
     files = {Path(file).resolve() for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
     return sorted(file for file in files if file.parent == Path(__file__).resolve().parent)
-
-
-def digest(file: Path) -> str:
-    found = xxhash.xxh3_128()
-    with file.open("rb") as content:
-        while block := content.read(2**22):
-            found.update(block)
-    return found.hexdigest()
 
 
 def number(checkpoint: Path) -> int:
@@ -146,20 +139,27 @@ def wait_for_all() -> None:
         torch.distributed.barrier()
 
 
+def peak_memory() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
 class Checkpoints(TrainerCallback, ExportableState):
     """Saves at intervals and when the process is asked to end, seals what was saved, and keeps what a trainer's own state leaves out.
 
-    `step_seconds` are those that each optimizer step took.
+    `records` are lists that others add to: what they hold at a checkpoint is there again after it. `seconds` are those that each optimizer step took,
+    `memory_mib` what the process had used at most by then: of the GPU's memory, or where there is none of the machine's.
     """
 
     def __init__(self) -> None:
-        self.step_seconds: list[float] = []
+        self.records: dict[str, list[Any]] = {"seconds": [], "memory_mib": [], "before": [], "held_out": []}
         self.interval = interval()
         self.asked_to_end = False
         self.last_saved = time.monotonic()
 
     def state(self) -> dict[str, Any]:
-        return {"args": {}, "attributes": {"step_seconds": self.step_seconds}}
+        return {"args": {}, "attributes": {"records": self.records}}
 
     def ask_to_end(self, *_: Any) -> None:
         """Asked once more, or after GRACE, the process ends at once."""
@@ -172,7 +172,8 @@ class Checkpoints(TrainerCallback, ExportableState):
         self.begin = time.monotonic()
 
     def on_step_end(self, args, state, control, **_: Any) -> None:
-        self.step_seconds.append(time.monotonic() - self.begin)
+        self.records["seconds"].append(time.monotonic() - self.begin)
+        self.records["memory_mib"].append(peak_memory())
         due = torch.tensor([time.monotonic() - self.last_saved >= self.interval, self.asked_to_end], dtype=torch.float32)
         if torch.distributed.is_initialized():
             due = due.to(args.device)
@@ -197,7 +198,7 @@ def train(trainer: Trainer, checkpoints: Checkpoints, run: Path) -> None:
     start = latest(run)
     if start is not None:
         state = json.loads((start / "trainer_state.json").read_text())
-        checkpoints.step_seconds = state["stateful_callbacks"]["Checkpoints"]["attributes"]["step_seconds"]
+        checkpoints.records = state["stateful_callbacks"]["Checkpoints"]["attributes"]["records"]
         # TRL's count of tokens, which it would start anew
         trainer._total_train_tokens = [entry["num_tokens"] for entry in state["log_history"] if "num_tokens" in entry][-1]
     handlers = {name: signal.signal(name, checkpoints.ask_to_end) for name in (signal.SIGTERM, signal.SIGINT)}

@@ -43,9 +43,10 @@ def run(settings: params.Params, name: str, paths: argparse.Namespace) -> None:
 
     modeling.start(settings.seed)
     tokenizer = load_tokenizer(paths.base, paths.templates / f"{settings.model.chat_template}.jinja")
-    model = modeling.load_base(paths.base, settings.model)
-    if paths.adapter is not None:
-        model = modeling.load_adapter(model, paths.adapter)
+    if paths.adapter is None:
+        model = modeling.load_base(paths.base, settings.model)
+    else:
+        model = modeling.load_policy(paths.base, paths.adapter, settings.model)
     model.config.use_cache = True
     scorer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.evaluate.batch_size)
     new_tokens = settings.benchmarks[name].max_new_tokens or 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+import xxhash
 
 # bitsandbytes wraps four functions in torch.compile as it is imported. No kernel of NF4 is among them, but the compiler
 # is loaded, which takes three seconds in each process.
@@ -25,7 +26,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from stages import InputError, first_line
 from stages.params import Lora, Model
-from stages.records import filling, read_json, write_json
+from stages.records import digest, filling, read_json, write_json
+
+Policy = PreTrainedModel | PeftModel
+"""A model that is trained: a base with an adapter on it, or all of its weights."""
 
 
 def start(seed: int) -> None:
@@ -92,61 +96,120 @@ def load_base(base: Path, model: Model) -> PreTrainedModel:
     return loaded.eval()
 
 
-def add_adapter(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
-    """A new LoRA adapter that changes nothing yet: its B matrices are zero (https://arxiv.org/abs/2106.09685)."""
-    set_seed(seed)
+def new_policy(base: Path, model: Model, lora: Lora, seed: int) -> Policy:
+    """What SFT trains: an adapter that changes nothing yet, for its B matrices are zero, or all weights, kept in float32.
+
+    Raises:
+        InputError: the base cannot be loaded, or lora.target_modules names no layer of it.
+    """
+    if lora.method == "full":
+        return load_base(base, in_float32(model))
+    loaded = load_base(base, model)
     if isinstance(lora.target_modules, list):
-        names = [name for name, _ in base.named_modules()]
+        names = [name for name, _ in loaded.named_modules()]
         for target in lora.target_modules:
             if not any(name == target or name.endswith(f".{target}") for name in names):
-                known = sorted({name.split(".")[-1] for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)})
+                known = sorted({name.split(".")[-1] for name, module in loaded.named_modules() if isinstance(module, torch.nn.Linear)})
                 raise InputError(f"params.yaml: lora.target_modules: found {target!r}, expected the end of a layer's name, such as {known}")
+    set_seed(seed)
     return get_peft_model(
-        base,
+        loaded,
         LoraConfig(
-            r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type="CAUSAL_LM"
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            use_dora=lora.method == "dora",
+            task_type="CAUSAL_LM",
         ),
     )
 
 
-def load_adapter(base: PreTrainedModel, adapter: Path, trainable: bool = False) -> PeftModel:
-    """Put a saved adapter on the base model.
+def load_policy(base: Path, trained: Path, model: Model, trainable: bool = False) -> Policy:
+    """What a training stage left in `trained`: an adapter, which is put on the base model, or all weights.
 
     Raises:
-        InputError: it cannot be read, or does not have exactly the weights that its config asks for.
+        InputError: it cannot be read, does not have exactly the weights that its config asks for, or was trained on another base.
     """
+    if (trained / "config.json").exists():
+        return load_base(trained, in_float32(model) if trainable else model)
+    loaded = load_base(base, model)
+    restore = f"`dvc checkout {trained}` restores it"
     try:
-        model = PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable, local_files_only=True)
-        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        policy = PeftModel.from_pretrained(loaded, str(trained), is_trainable=trainable, local_files_only=True)
+        with safe_open(trained / "adapter_model.safetensors", "pt") as file:
             found = set(file.keys())
     except Exception as error:
-        raise InputError(f"{adapter}: the adapter could not be loaded ({first_line(error)}); `dvc checkout {adapter}` restores it") from error
-    odd = sorted(found ^ set(get_peft_model_state_dict(model)))
+        raise InputError(f"{trained}: the adapter could not be loaded ({first_line(error)}); {restore}") from error
+    odd = sorted(found ^ set(get_peft_model_state_dict(policy)))
     if odd:
-        raise InputError(f"{adapter}: {len(odd)} weights are missing or too many, such as {odd[0]}; `dvc checkout {adapter}` restores it")
-    return model
+        raise InputError(f"{trained}: {len(odd)} weights are missing or too many, such as {odd[0]}; {restore}")
+    if (own := read_json(trained / BASE)["fingerprint"]) != (here := fingerprint(base)):
+        raise InputError(f"{trained}: it was trained on the base {own}, found {here} in {base}; `dvc repro` trains it anew, `dvc checkout` restores both")
+    return policy
+
+
+BASE = "base.json"
+"""The file beside an adapter that says which base it belongs to."""
+
+
+def fingerprint(base: Path) -> str:
+    """Of the base's weights and config: 32 hex digits."""
+    found = xxhash.xxh3_128()
+    for file in [base / "config.json", *sorted(base.glob("*.safetensors"))]:
+        found.update(f"{file.name} {digest(file)}\n".encode())
+    return found.hexdigest()
+
+
+def in_float32(model: Model) -> Model:
+    """All weights are trained in float32, with model.dtype's arithmetic: updates are smaller than what bfloat16 can tell apart."""
+    return model.model_copy(update={"dtype": "float32"})
+
+
+def bare(policy: Policy) -> PreTrainedModel:
+    """The model itself, below PEFT's wrapping."""
+    return policy.get_base_model() if isinstance(policy, PeftModel) else policy
 
 
 @contextmanager
-def adapter_dtype_kept(model: PeftModel) -> Iterator[None]:
+def measuring(policy: Policy, dtype: str) -> Iterator[None]:
+    """No gradients, no dropout, and the arithmetic of training: model.dtype's."""
+    training = policy.training
+    policy.eval()
+    with torch.no_grad(), torch.autocast(policy.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        yield
+    policy.train(training)
+
+
+@contextmanager
+def adapter_dtype_kept(model: Policy) -> Iterator[None]:
     """Undo, on leaving, what a TRL trainer's constructor does to the adapter: a cast to bfloat16 on a quantized base."""
-    kept = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    adapter = model.named_parameters() if isinstance(model, PeftModel) else ()
+    kept = {name: parameter.detach().clone() for name, parameter in adapter if parameter.requires_grad}
     yield
     for name, parameter in model.named_parameters():
         if name in kept:
             parameter.data = kept[name]
 
 
-def save_adapter(model: PeftModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """Write the adapter, its tokenizer and a generation config that stops at the end of a turn.
+def save_policy(model: Policy, tokenizer: PreTrainedTokenizerBase, base: Path, dtype: str, out: Path) -> None:
+    """Write the adapter, or all weights in `dtype`, with the tokenizer and a generation config that stops at the end of a turn.
 
-    `target_modules` is a set, whose order differs from process to process, so the config is written anew in order; the
-    library's empty model card is not kept.
+    An adapter's `target_modules` is a set, whose order differs from process to process, so its config is written anew in order;
+    the library's empty model card is not kept.
     """
     with filling(out) as folder:
-        model.save_pretrained(folder, selected_adapters=["default"])
-        (folder / "README.md").unlink(missing_ok=True)
-        config = read_json(folder / "adapter_config.json")
-        write_json(folder / "adapter_config.json", {key: sorted(value) if isinstance(value, list) else value for key, value in config.items()})
+        if isinstance(model, PeftModel):
+            model.save_pretrained(folder, selected_adapters=["default"])
+            (folder / "README.md").unlink(missing_ok=True)
+            config = read_json(folder / "adapter_config.json")
+            write_json(folder / "adapter_config.json", {key: sorted(value) if isinstance(value, list) else value for key, value in config.items()})
+            write_json(folder / BASE, {"fingerprint": fingerprint(base)})
+        else:
+            # tied weights stay tied: one tensor, one cast
+            cast: dict[int, torch.Tensor] = {}
+            weights = {name: cast.setdefault(tensor.data_ptr(), tensor.to(getattr(torch, dtype))) for name, tensor in model.state_dict().items()}
+            model.config.dtype = getattr(torch, dtype)
+            model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
         write_json(folder / "generation_config.json", {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id})

@@ -5,7 +5,7 @@ unpinned revisions are refused with the key's path, the value found and what was
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -164,6 +164,8 @@ class Contamination(Section):
 
 
 class Lora(Section):
+    method: Literal["lora", "dora", "full"]
+    """lora and dora (https://arxiv.org/abs/2402.09353) train an adapter; full trains every weight, and the other keys here change nothing."""
     r: Annotated[int, Field(ge=1, le=4096)]
     """Rank of the two matrices (LoRA, https://arxiv.org/abs/2106.09685)."""
     alpha: Annotated[int, Field(ge=1, le=2**16)]
@@ -181,7 +183,7 @@ class Training(Section):
     """Rows a device takes at once; it changes speed and memory, not the result beyond rounding."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)]
     """At its highest, after warm-up."""
-    lr_scheduler: Literal["constant", "linear", "cosine"]
+    lr_scheduler: Literal["constant", "linear", "cosine", "inverse_sqrt"]
     """How it falls after warm-up; linear and cosine end at 0."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
     """Share of the steps in which it rises."""
@@ -191,11 +193,17 @@ class Training(Section):
     """A larger gradient is scaled down to this norm."""
     gradient_checkpointing: bool
     """Compute activations again in the backward pass: less memory, more time, the same result."""
+    measurements: Annotated[int, Field(ge=0)]
+    """How often the held-out rows are measured on the way, beside before and after."""
+    use_liger_kernel: bool
+    """Fused kernels of the package liger-kernel, which needs a GPU; another rounding."""
 
 
 class Sft(Training):
     epochs: Annotated[float, Field(gt=0, le=1000)]
     """How often the rows are gone through."""
+    neftune_noise_alpha: Annotated[float, Field(gt=0, le=100)] | None
+    """Noise on the embeddings in training (NEFTune, https://arxiv.org/abs/2310.05914), its scale over the whole packed row; null for none."""
 
 
 class Dpo(Training):
@@ -203,8 +211,10 @@ class Dpo(Training):
     """Optimizer steps; the pairs are gone through as often as that takes."""
     beta: Annotated[float, Field(gt=0, le=1000)]
     """How strongly the policy is held to its reference: rewards are beta times the log-ratio."""
-    loss: Literal["sigmoid", "ipo", "hinge"]
-    """sigmoid is DPO's own; ipo: https://arxiv.org/abs/2310.12036; hinge: https://arxiv.org/abs/2305.10425."""
+    loss: Literal["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down"]
+    """By TRL's names: sigmoid is DPO's own, sigmoid_norm the same with log-ratios a token, as in SimPO; the papers stand in docs/training.md."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    """Share of the pairs that are taken to be the wrong way round; robust and exo_pair need it, the others have no place for it."""
 
 
 class Reference(Section):
@@ -310,8 +320,29 @@ def check_together(params: Params, path: Path) -> None:
                 f"{name}.global_batch_size: found {stage.global_batch_size}, expected a multiple of "
                 f"{name}.micro_batch_size ({stage.micro_batch_size})"
             )
+    problems += unsupported(params)
     if problems:
         raise InputError(f"{path}: " + f"\n{path}: ".join(problems))
+
+
+def unsupported(params: Params) -> Iterator[str]:
+    """Combinations that the libraries refuse, or would take without doing what they say."""
+    model, lora, dpo = params.model, params.lora, params.dpo
+    if lora.method == "full" and model.quantization != "none":
+        yield f"lora.method: found 'full', expected lora or dora with model.quantization {model.quantization!r}: quantized weights cannot be trained"
+    if model.attention == "flash_attention_2" and model.dtype != "bfloat16":
+        yield f"model.attention: found 'flash_attention_2', expected sdpa or eager with model.dtype {model.dtype!r}: its kernels take bfloat16"
+    if "lm_head" in lora.target_modules:
+        yield "lora.target_modules: found 'lm_head', expected layers below it: the head's log-probs are computed from its own weights alone"
+    if params.sft.neftune_noise_alpha is not None and params.sft.micro_batch_size > 1:
+        yield (
+            f"sft.neftune_noise_alpha: found {params.sft.neftune_noise_alpha}, expected null with sft.micro_batch_size {params.sft.micro_batch_size}: "
+            "the noise falls with the tokens computed at once, so more than one row would change it; set micro_batch_size to 1"
+        )
+    needs_smoothing = dpo.loss in ("robust", "exo_pair")
+    if needs_smoothing != (dpo.label_smoothing > 0):
+        expected = "more than 0" if needs_smoothing else "0"
+        yield f"dpo.label_smoothing: found {dpo.label_smoothing}, expected {expected} with dpo.loss {dpo.loss!r}"
 
 
 def problem(content: Any, error: Mapping[str, Any], resolve: Resolve) -> str:

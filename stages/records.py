@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from stages import InputError, first_line
 
@@ -115,3 +116,12 @@ def parquet_file(path: Path, advice: str = MADE_ANEW) -> Iterator[pq.ParquetFile
 def read_parquet(path: Path, advice: str = MADE_ANEW) -> pa.Table:
     with parquet_file(path, advice) as file:
         return file.read()
+
+
+def digest(file: Path) -> str:
+    """xxh3 of its content, 32 hex digits: against accidents, not against forgery."""
+    found = xxhash.xxh3_128()
+    with file.open("rb") as content:
+        while block := content.read(2**22):
+            found.update(block)
+    return found.hexdigest()

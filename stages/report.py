@@ -41,11 +41,15 @@ def run(settings: params.Params, metrics: Path, out: Path) -> None:
 def pipeline_steps(settings: params.Params, data: dict, train: dict) -> list[tuple[str, str]]:
     return [
         ("base", f"{model_name(settings.model.source)}\n{settings.model.quantization}, {settings.model.dtype}"),
-        ("SFT", f"{data['sft']['rows']:,} examples\n{train['sft']['steps']:,} steps, LoRA r {settings.lora.r}"),
+        ("SFT", f"{data['sft']['rows']:,} examples\n{train['sft']['steps']:,} steps, {method(settings.lora)}"),
         ("reference", "log-probs of the\nSFT model, once"),
         ("DPO", f"{data['dpo']['rows']:,} pairs\n{train['dpo']['steps']:,} steps, β {settings.dpo.beta:g}"),
         ("evaluate", f"3 models ×\n{len(settings.evaluate.benchmarks)} benchmarks"),
     ]
+
+
+def method(lora: params.Lora) -> str:
+    return "all weights" if lora.method == "full" else f"{'LoRA' if lora.method == 'lora' else 'DoRA'} r {lora.r}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -115,8 +119,23 @@ def training(train: dict[str, dict[str, Any]]) -> str:
             "Losses in nats: SFT's a token, DPO's a pair. Before its first step DPO's policy is its reference, up to rounding: margins of 0, and ties, which count half.",
             table(["measure", "before", "after", "n"], rows),
             f"{ran}.",
+            *collapsed(train["dpo"]),
         ]
     )
+
+
+COLLAPSE = 1.2
+"""A mean log-prob of the chosen answers that DPO multiplies by more than this has collapsed: the model unlearns what it should prefer."""
+
+
+def collapsed(record: dict[str, Any]) -> list[str]:
+    """A warning for each part of the pairs where DPO made the chosen answers much less likely, as it can while the margin grows."""
+    return [
+        f"> **Warning**: the log-prob of the chosen answers of {row['rows']} fell from {row['before']:.1f} to {row['after']:.1f} nats: DPO widens its margin by "
+        "making both answers unlikely. A larger beta, a lower learning rate or fewer steps hold it back."
+        for row in record["measured"]
+        if row["measure"] == "chosen log-prob" and row["after"] < COLLAPSE * row["before"]
+    ]
 
 
 def data_section(data: dict[str, dict]) -> str:

@@ -1,10 +1,12 @@
-"""Supervised fine-tuning: train a LoRA adapter on the packed instruction rows with TRL's SFTTrainer.
+"""Supervised fine-tuning: train an adapter, or all weights, on the packed instruction rows with TRL's SFTTrainer.
 
 The rows arrive tokenized, with labels on the answers and their end-of-turn tokens alone. Held-out loss before and after
 is in nats a token, over all labelled tokens of the held-out rows.
 """
 
 import argparse
+import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +24,43 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     template = paths.templates / f"{settings.model.chat_template}.jinja"
     tokenizer = load_tokenizer(paths.base, template)
     train, held_out = (training.shards(paths.data, part) for part in ("train", "held_out"))
-    model = modeling.add_adapter(modeling.load_base(paths.base, settings.model), settings.lora, settings.seed)
+    model = modeling.new_policy(paths.base, settings.model, settings.lora, settings.seed)
+    training.check_labels(train)
     training.check_isolation(model, train, settings.model)
-    inputs = [paths.base, paths.data, template, paths.launch_config]
+    inputs = [paths.base, paths.data, template, launch.config(paths.configs, settings.model.quantization)]
     with checkpoints.kept(paths.checkpoints, settings.model_dump(include={"seed", "model", "lora", "sft"}), inputs) as run:
         saving = checkpoints.Checkpoints()
-        shared = training.arguments(settings.sft, settings.model.dtype, settings.seed, run, launch.world_size())
+        steps = math.ceil(len(train) * settings.sft.epochs / settings.sft.global_batch_size)
+        shared = training.arguments(settings.sft, settings.model.dtype, settings.seed, steps, run, launch.world_size())
         config = SFTConfig(
             **shared,
-            num_train_epochs=settings.sft.epochs,
+            neftune_noise_alpha=settings.sft.neftune_noise_alpha,
             max_length=None,
             padding_free=True,
             dataset_kwargs={"skip_prepare_dataset": True},
         )
+        rows = training.batches(train, ["input_ids"], steps, settings.sft.global_batch_size, settings.seed)
         with modeling.adapter_dtype_kept(model):
-            trainer = SFTTrainer(model, config, train_dataset=train, processing_class=tokenizer, callbacks=[saving, training.FiniteLoss()])
+            trainer = SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer, callbacks=[saving, training.FiniteLoss()])
         policy = trainer.accelerator.unwrap_model(trainer.model)
-        measure = (held_out, tokenizer.pad_token_id, settings.sft.micro_batch_size)
-        before = training.loss_per_token(policy, *measure, "held-out loss before")
+
+        def measure(label: str) -> dict[str, float]:
+            return {"loss": training.loss_per_token(policy, held_out, tokenizer.pad_token_id, settings.model.dtype, settings.sft.micro_batch_size, label)}
+
+        trainer.add_callback(training.Measuring(saving, settings.sft.measurements, steps, partial(measure, "held-out rows before"), measure))
         checkpoints.train(trainer, saving, run)
-        after = training.loss_per_token(policy, *measure, "held-out loss after")
+        (before,) = saving.records["before"]
+        after = measure("held-out rows after")
+        with training.gathered(policy):
+            if launch.is_main():
+                modeling.save_policy(policy, tokenizer, paths.base, settings.model.dtype, paths.out)
         if launch.is_main():
-            rows = training.curve(trainer.state.log_history, CURVE)
-            modeling.save_adapter(policy, tokenizer, paths.out)
-            training.write_curves(rows, saving.step_seconds, paths.curves, paths.speed)
-            write_json(paths.metrics, summary(rows, before, after, labelled(held_out)))
+            curve = training.curve(trainer.state.log_history, CURVE)
+            lengths = [length for row in train for length in row["seq_lengths"]]
+            flops = training.flops_per_token(policy, sum(lengths) / len(lengths))
+            on_the_way = [{"step": 0, **before}, *saving.records["held_out"], {"step": steps, **after}]
+            training.write_curves(paths.plots, "sft", curve, on_the_way, training.speed(curve, saving.records, flops, settings.model.dtype))
+            write_json(paths.metrics, summary(curve, before["loss"], after["loss"], labelled(held_out)))
         trainer.accelerator.end_training()
 
 
@@ -62,11 +76,11 @@ def summary(rows: list[dict[str, float]], before: float, after: float, tokens: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("base", "data", "templates", "launch-config", "checkpoints", "out", "metrics", "curves", "speed"):
+    for name in ("base", "data", "templates", "configs", "checkpoints", "out", "metrics", "plots"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     paths = parser.parse_args()
     settings = params.load()
-    if not launch.relaunched("stages.sft", paths.launch_config):
+    if not launch.relaunched("stages.sft", launch.config(paths.configs, settings.model.quantization)):
         run(settings, paths)
 
 

@@ -3,41 +3,59 @@
 A global batch is split over devices and accumulation steps as the machine allows; the run is the same.
 """
 
-import json
+import importlib.util
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+import trl.trainer.utils
 from datasets.table import InMemoryTable
-from peft import PeftModel
 from tqdm import tqdm
 from transformers import TrainerCallback
-from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from stages import InputError, checkpoints, first_line
+from stages import InputError, checkpoints, first_line, launch
 from stages.chat import IGNORED
+from stages.modeling import Policy, bare, measuring
 from stages.params import Model, Training
 from stages.records import read_parquet, write_csv
 
+T = TypeVar("T")
+Result = TypeVar("Result")
 
-def arguments(settings: Training, dtype: str, seed: int, folder: Path, processes: int) -> dict[str, Any]:
-    """Keyword arguments for TRL's SFTConfig and DPOConfig alike; checkpoints lie in `folder`, saved when `checkpoints` says."""
+# TRL's head, where there is no Triton, scores all positions, to spare compilers new shapes; nothing is compiled here, so
+# that it scores those with labels alone saves a large part of its work.
+trl.trainer.utils._use_triton = lambda _: True
+
+
+def arguments(settings: Training, dtype: str, seed: int, steps: int, folder: Path, processes: int) -> dict[str, Any]:
+    """Keyword arguments for TRL's SFTConfig and DPOConfig alike; checkpoints lie in `folder`, saved when `checkpoints` says.
+
+    Rows come in the order of `batches`, so that no split of a global batch over devices and accumulation changes what is in it.
+    """
     rows_at_once = settings.micro_batch_size * processes
     if settings.global_batch_size % rows_at_once:
         raise InputError(
             f"params.yaml: global_batch_size: found {settings.global_batch_size}, expected a multiple of micro_batch_size × "
             f"devices = {settings.micro_batch_size} × {processes}; change one of them or use fewer devices"
         )
+    if settings.use_liger_kernel and not torch.cuda.is_available():
+        raise InputError("params.yaml: use_liger_kernel: found true, expected false on a machine without a GPU")
+    if settings.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+        raise InputError("params.yaml: use_liger_kernel: found true, and the package is not installed; `.venv/bin/pip install liger-kernel`")
     return {
         "output_dir": str(folder),
+        "max_steps": steps,
+        "train_sampling_strategy": "sequential",
         "save_strategy": "no",
         "save_total_limit": checkpoints.KEPT,
         "report_to": "none",
@@ -46,11 +64,13 @@ def arguments(settings: Training, dtype: str, seed: int, folder: Path, processes
         "per_device_train_batch_size": settings.micro_batch_size,
         "gradient_accumulation_steps": settings.global_batch_size // rows_at_once,
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.lr_scheduler,
+        # transformers' own constant one knows no warm-up
+        "lr_scheduler_type": "constant_with_warmup" if settings.lr_scheduler == "constant" else settings.lr_scheduler,
         "warmup_steps": settings.warmup_ratio,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "gradient_checkpointing": settings.gradient_checkpointing,
+        "use_liger_kernel": settings.use_liger_kernel,
         "bf16": dtype == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -74,6 +94,19 @@ def shards(folder: Path, part: str) -> datasets.Dataset:
         raise InputError(f"{folder}: a shard of {part} is damaged ({first_line(error)}); `dvc checkout {folder}` restores it") from error
 
 
+def batches(rows: datasets.Dataset, columns: list[str], steps: int, size: int, seed: int) -> datasets.Dataset:
+    """The rows of `steps` global batches of `size`, one behind another: pass after pass over all rows, each in an order of its own.
+
+    Within a batch the longest come first, so that rows which are computed at once are of like length; `columns` hold their tokens.
+    """
+    passes = -(-steps * size // len(rows))
+    order = np.concatenate([np.random.default_rng((seed, number)).permutation(len(rows)) for number in range(passes)])
+    order = order[: steps * size].reshape(steps, size)
+    lengths = sum(pc.list_value_length(rows.data.column(column)).to_numpy() for column in columns)
+    longest_first = np.argsort(-lengths[order], axis=1, kind="stable")
+    return rows.select(np.take_along_axis(order, longest_first, axis=1).ravel(), keep_in_memory=True)
+
+
 def table(path: Path) -> datasets.Dataset:
     """A Parquet file as a dataset held in memory."""
     return datasets.Dataset(InMemoryTable(read_parquet(path)))
@@ -95,15 +128,85 @@ def curve(log_history: list[dict[str, float]], names: dict[str, str]) -> list[di
     ]
 
 
-def write_curves(rows: list[dict[str, float]], seconds: list[float], curves: Path, speed: Path) -> None:
-    """The curve, the same on every run, and beside it the speed, which is not."""
-    write_csv(curves, rows, list(rows[0]))
+class Measuring(TrainerCallback):
+    """Measures before the first step, into the record `before`, and after steps that are spread evenly over the run, into `held_out`.
+
+    The trainer has by then prepared the model: dealt it out to devices, or gone on from a checkpoint, which has what was measured before. Stands behind the
+    clock of `Checkpoints`.
+    """
+
+    def __init__(
+        self, saving: checkpoints.Checkpoints, times: int, steps: int, before: Callable[[], Any], measure: Callable[[str], Mapping[str, float]]
+    ) -> None:
+        self.saving, self.before, self.measure = saving, before, measure
+        self.steps = {round(steps * number / (times + 1)) for number in range(1, times + 1)} - {0, steps}
+
+    def on_train_begin(self, args, state, control, **_: Any) -> None:
+        if state.global_step == 0:
+            self.saving.records["before"].append(self.before())
+
+    def on_step_end(self, args, state, control, **_: Any) -> None:
+        if state.global_step in self.steps:
+            found = self.measure(f"held-out rows after step {state.global_step}")
+            self.saving.records["held_out"].append({"step": state.global_step, **found})
+
+
+def write_curves(plots: Path, stage: str, rows: list[dict[str, float]], held_out: list[dict[str, float]], speed: list[dict[str, float]]) -> None:
+    """The curve and the held-out rows' measurements, the same on every run, and beside them the speed, which is not."""
+    for name, table in ((stage, rows), (f"{stage}_held_out", held_out), (f"{stage}_speed", speed)):
+        write_csv(plots / f"{name}.csv", table, list(table[0]))
+
+
+def speed(rows: list[dict[str, float]], records: Mapping[str, list[float]], flops_per_token: float, dtype: str) -> list[dict[str, float]]:
+    """A row a step: seconds, tokens a second, peak memory in MiB, and MFU, in percent of what the devices can do, where that is known."""
+    peak = device_flops(dtype)
     tokens = [0, *(row["tokens"] for row in rows)]
-    speeds = [
-        {"step": row["step"], "seconds": round(took, 3), "tokens_per_second": round((after - before) / took, 1)}
-        for row, took, (before, after) in zip(rows, seconds, pairwise(tokens), strict=True)
-    ]
-    write_csv(speed, speeds, ["step", "seconds", "tokens_per_second"])
+    found = []
+    for row, took, memory, (before, after) in zip(rows, records["seconds"], records["memory_mib"], pairwise(tokens), strict=True):
+        per_second = (after - before) / took
+        found.append({"step": row["step"], "seconds": round(took, 3), "tokens_per_second": round(per_second, 1), "memory_mib": round(memory)})
+        if peak is not None:
+            found[-1]["mfu"] = round(trl.trainer.utils.compute_mfu(flops_per_token, per_second, launch.world_size(), peak), 2)
+    return found
+
+
+def flops_per_token(policy: Policy, length: float) -> float:
+    """Of a training step on examples of `length` tokens: forward, backward through all activations, and through the weights that are trained.
+
+    TRL's own count takes all weights to be trained; an adapter's are so few that its base's part of the backward pass falls away.
+    """
+    whole = trl.trainer.utils.compute_flops_per_token(bare(policy).config.get_text_config(), round(length))
+    return whole if bare(policy) is policy else whole * 2 / 3
+
+
+def device_flops(dtype: str) -> float | None:
+    """What one device can do a second: a GPU by its maker's data, a CPU by what a large matrix product reaches on it now."""
+    if torch.cuda.is_available():
+        return trl.trainer.utils.get_peak_flops(torch.cuda.get_device_name(), dtype)
+    one = torch.ones(PROBE, PROBE, dtype=getattr(torch, dtype))
+    took = []
+    for _ in range(3):
+        begin = time.monotonic()
+        one @ one
+        took.append(time.monotonic() - begin)
+    return 2 * PROBE**3 / min(took)
+
+
+PROBE = 2048
+"""Rows and columns of the matrices that a CPU is measured with."""
+
+
+def check_labels(rows: datasets.Dataset) -> None:
+    """Stop before rows are trained on that nothing is learned from.
+
+    Raises:
+        InputError: a row has no label.
+    """
+    labels = rows.data.column("labels").combine_chunks()
+    starts = labels.offsets.to_numpy()[:-1]
+    found = np.logical_or.reduceat(labels.flatten().to_numpy() != IGNORED, starts)
+    if not found.all():
+        raise InputError(f"data/tokenized/sft: row {int(np.argmin(found))} has no label to train on; `dvc repro tokenize_sft` makes the rows anew")
 
 
 ISOLATION = {"float32": 1e-3, "bfloat16": 1.0}
@@ -112,7 +215,7 @@ PROBED = 64
 """Tokens of each example that are compared."""
 
 
-def check_isolation(model: PeftModel, rows: datasets.Dataset, settings: Model) -> None:
+def check_isolation(model: Policy, rows: datasets.Dataset, settings: Model) -> None:
     """Stop before a model is trained whose attention lets an example see the one that it is packed behind.
 
     Rows, packed or not, are laid out one behind another in a micro-batch, told apart by their positions alone.
@@ -130,7 +233,7 @@ def check_isolation(model: PeftModel, rows: datasets.Dataset, settings: Model) -
         return
     first, second = (torch.tensor([ids], device=model.device) for ids in found[:2])
     positions = torch.cat([torch.arange(ids.shape[1], device=model.device) for ids in (first, second)])[None]
-    with measuring(model):
+    with measuring(model, settings.dtype):
         alone = model(input_ids=second, use_cache=False).logits[0]
         behind = model(input_ids=torch.cat([first, second], dim=1), position_ids=positions, use_cache=False).logits[0, first.shape[1] :]
     difference = float((behind - alone).abs().max())
@@ -143,60 +246,46 @@ def check_isolation(model: PeftModel, rows: datasets.Dataset, settings: Model) -
         )
 
 
-@contextmanager
-def measuring(model: PeftModel) -> Iterator[None]:
-    """No gradients, no dropout, and the arithmetic of training: bfloat16 where the model is in it."""
-    training = model.training
-    model.eval()
-    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
-        yield
-    model.train(training)
-
-
-def loss_per_token(model: PeftModel, rows: datasets.Dataset, pad_token_id: int, batch_size: int, label: str) -> float:
-    """Mean negative log-likelihood, in nats, of the labelled tokens of packed rows. Each process computes all of it."""
+def loss_per_token(model: Policy, rows: datasets.Dataset, pad_token_id: int, dtype: str, batch_size: int, label: str) -> float:
+    """Mean negative log-likelihood, in nats, of the labelled tokens of packed rows."""
     collate = DataCollatorForLanguageModeling(pad_token_id, padding_free=True)
-    total, count = 0.0, 0
-    with measuring(model):
-        for start in tqdm(range(0, len(rows), batch_size), desc=label, unit="batch"):
-            batch = collate([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
-            inputs = {key: value.to(model.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-            outputs = model(**inputs, fused_lm_head=True)
-            total -= float(outputs.log_probs.double().sum())
-            count += int(outputs.label_mask.sum())
-    return total / count
+
+    def loss(start: int) -> tuple[float, int]:
+        batch = collate([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
+        inputs = {key: value.to(model.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        outputs = model(**inputs, fused_lm_head=True)
+        return -float(outputs.log_probs.double().sum()), int(outputs.label_mask.sum())
+
+    with measuring(model, dtype):
+        losses, counts = zip(*dealt_out(range(0, len(rows), batch_size), loss, label), strict=True)
+    return sum(losses) / sum(counts)
 
 
-def pair_log_probs(
-    model: PeftModel, rows: datasets.Dataset, pad_token_id: int, batch_size: int, label: str, run: Path | None = None
-) -> dict[str, list[float]]:
-    """Summed log-probs, in nats, of each pair's chosen and rejected answer given its prompt, in the order of `rows`.
+@contextmanager
+def gathered(policy: Policy) -> Iterator[None]:
+    """The trained weights whole on every process, where DeepSpeed's ZeRO-3 has them in parts."""
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    if not hasattr(trained[0], "ds_id"):
+        yield
+        return
+    import deepspeed
 
-    Pairs of like length are computed together. The model has TRL's fused head, which computes only what labels ask for.
-    With `run`, checkpoints of what is done are saved there, and the newest one is taken up.
+    with deepspeed.zero.GatheredParameters(trained):
+        yield
+
+
+def dealt_out(items: Sequence[T], compute: Callable[[T], Result], label: str, done: int = 0) -> Iterator[Result]:
+    """`compute` of each item, in order, behind the first `done`; all processes compute, each an item of its own, and all get every result.
+
+    Where items are left over, the last one is computed once more: a model that lies in parts on all processes takes all of them for a step.
     """
-    collate = DataCollatorForPreference(pad_token_id)
-    length = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
-    order = sorted(range(len(rows)), key=lambda index: (length[index], index))
-    found: dict[str, list[float]] = {"chosen": [0.0] * len(rows), "rejected": [0.0] * len(rows)}
-    done = 0
-    if run is not None and (start := checkpoints.latest(run)) is not None:
-        done, found = checkpoints.number(start), json.loads((start / "log_probs.json").read_text())
-    last_saved = time.monotonic()
-    with measuring(model):
-        for start in tqdm(range(done, len(rows), batch_size), desc=label, unit="batch", initial=done // batch_size, total=-(-len(rows) // batch_size)):
-            if run is not None and start > done and time.monotonic() - last_saved >= checkpoints.interval():
-                # in full precision, unlike a record
-                content = json.dumps(found)
-                checkpoints.save(run, start, lambda checkpoint: (checkpoint / "log_probs.json").write_text(content))  # noqa: B023
-                last_saved = time.monotonic()
-            indices = order[start : start + batch_size]
-            batch = {key: value.to(model.device) for key, value in collate([rows[index] for index in indices]).items()}
-            labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
-            log_probs = model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels, fused_lm_head=True).log_probs
-            sums = log_probs.float().sum(dim=1).tolist()
-            if not all(map(math.isfinite, sums)):
-                raise InputError(f"{label}: the model gives a log-prob of {next(s for s in sums if not math.isfinite(s))}; its adapter or base is damaged")
-            for position, index in enumerate(indices):
-                found["chosen"][index], found["rejected"][index] = sums[position], sums[len(indices) + position]
-    return found
+    world, rank = launch.world_size(), launch.rank()
+    with tqdm(desc=label, unit="batch", total=len(items), initial=done) as bar:
+        for start in range(done, len(items), world):
+            results = [compute(items[min(start + rank, len(items) - 1)])]
+            if world > 1:
+                own, results = results[0], [None] * world
+                torch.distributed.all_gather_object(results, own)
+            results = results[: len(items) - start]
+            bar.update(len(results))
+            yield from results

@@ -8,7 +8,7 @@ from stages.records import read_json, read_parquet, write_parquet
 from tests.tiny import ROOT
 
 TEMPLATES = ROOT / "templates"
-LAUNCH = ROOT / "configs" / "zero2.yaml"
+CONFIGS = ROOT / "configs"
 
 
 def tokenize_sft(settings: params.Params, base: Path, rows: list[dict], folder: Path, processes: int = 1) -> dict:
@@ -69,7 +69,7 @@ def sft(settings: params.Params, base: Path, folder: Path) -> dict:
 def reference(settings: params.Params, base: Path, folder: Path) -> None:
     from stages import reference
 
-    reference.run(settings, Namespace(base=base, adapter=folder / "sft", data=folder / "dpo_tokens", templates=TEMPLATES, checkpoints=folder / "checkpoints", out=folder / "reference"))
+    reference.run(settings, Namespace(base=base, adapter=folder / "sft", data=folder / "dpo_tokens", templates=TEMPLATES, configs=CONFIGS, checkpoints=folder / "checkpoints", out=folder / "reference"))
 
 
 def dpo(settings: params.Params, base: Path, folder: Path) -> dict:
@@ -80,6 +80,12 @@ def dpo(settings: params.Params, base: Path, folder: Path) -> dict:
     return read_json(folder / "dpo.json")
 
 
+def training_rows(folder: Path):
+    from stages import training
+
+    return training.shards(folder / "sft_tokens", "train")
+
+
 def training(folder: Path, name: str) -> dict[str, Path]:
-    own = {"launch_config": LAUNCH, "checkpoints": folder / "checkpoints"}
-    return own | {"metrics": folder / f"{name}.json", "curves": folder / f"{name}.csv", "speed": folder / f"{name}_speed.csv"}
+    own = {"configs": CONFIGS, "checkpoints": folder / "checkpoints"}
+    return own | {"metrics": folder / f"{name}.json", "plots": folder}

@@ -20,10 +20,9 @@ from tests.conftest import changed
 
 MAIN = {"sft": sft.main, "reference": reference.main, "dpo": dpo.main}
 ARGUMENTS = {
-    "sft": "--data {0}/sft_tokens --launch-config {1} --checkpoints {2}/checkpoints/sft --metrics {2}/sft.json --curves {2}/sft.csv --speed {2}/sft_speed.csv --out {2}/sft",
-    "reference": "--adapter {0}/sft --data {0}/dpo_tokens --checkpoints {2}/checkpoints/reference --out {2}/reference",
-    "dpo": "--adapter {0}/sft --data {0}/dpo_tokens --reference {0}/reference --launch-config {1} --checkpoints {2}/checkpoints/dpo --metrics {2}/dpo.json --curves {2}/dpo.csv"
-    " --speed {2}/dpo_speed.csv --out {2}/dpo",
+    "sft": "--data {0}/sft_tokens --configs {1} --checkpoints {2}/checkpoints/sft --metrics {2}/sft.json --plots {2} --out {2}/sft",
+    "reference": "--adapter {0}/sft --data {0}/dpo_tokens --configs {1} --checkpoints {2}/checkpoints/reference --out {2}/reference",
+    "dpo": "--adapter {0}/sft --data {0}/dpo_tokens --reference {0}/reference --configs {1} --checkpoints {2}/checkpoints/dpo --metrics {2}/dpo.json --plots {2} --out {2}/dpo",
 }
 # each stage runs in a process of its own, forked from one that has torch and TRL loaded, which takes longer than the tiny model's training
 FORKED = multiprocessing.get_context("forkserver")
@@ -53,7 +52,7 @@ def start(stage: str, ready: Path, out: Path, seconds: float = 0.0) -> BaseProce
     out.mkdir(exist_ok=True)
     if not (out / "params.yaml").exists():
         shutil.copy(ready / "params.yaml", out / "params.yaml")
-    arguments = f"--base {ready}/tiny/model --templates {steps.TEMPLATES} " + ARGUMENTS[stage].format(ready, steps.LAUNCH, out)
+    arguments = f"--base {ready}/tiny/model --templates {steps.TEMPLATES} " + ARGUMENTS[stage].format(ready, steps.CONFIGS, out)
     process = FORKED.Process(target=run, args=(stage, arguments.split(), out, seconds))
     process.start()
     return process
@@ -83,7 +82,7 @@ def finished(process: BaseProcess) -> int:
 
 def outs(stage: str, folder: Path) -> dict[str, bytes]:
     files = [file for file in (folder / stage).rglob("*") if file.is_file()]
-    files += [file for file in (folder / f"{stage}.json", folder / f"{stage}.csv") if file.exists()]
+    files += [file for name in (f"{stage}.json", f"{stage}.csv", f"{stage}_held_out.csv") if (file := folder / name).exists()]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages import InputError, modeling, training
+from stages import InputError, modeling, pairs, training
 from stages.records import read_parquet, write_parquet
 from tests import steps
 from tests.conftest import changed
@@ -26,9 +26,7 @@ def tuned(world, model, tmp_path_factory):
 
 def log_probs(settings, base, folder, adapter: bool) -> dict[str, list[float]]:
     """Log-probs of the training pairs, each answer computed alone and from full logits."""
-    model = modeling.load_base(base, settings.model)
-    if adapter:
-        model = modeling.load_adapter(model, folder / "sft")
+    model = modeling.load_policy(base, folder / "sft", settings.model) if adapter else modeling.load_base(base, settings.model)
     found = {"chosen": [], "rejected": []}
     for row in training.shards(folder / "dpo_tokens", "train"):
         for key, values in found.items():
@@ -130,9 +128,9 @@ def test_a_preference_is_learned_whichever_way_it_goes(swapped, tuned, model, tm
     tokenizer_pad, rows = 0, training.shards(tmp_path / "dpo_tokens", "held_out")
     from trl.trainer.utils import add_fused_lm_head
 
-    base = modeling.load_base(model, settings.model)
-    add_fused_lm_head(base)
-    found = training.pair_log_probs(modeling.load_adapter(base, tmp_path / "dpo"), rows, tokenizer_pad, 4, "check")
+    policy = modeling.load_policy(model, tmp_path / "dpo", settings.model)
+    add_fused_lm_head(modeling.bare(policy))
+    found = pairs.log_probs(policy, rows, tokenizer_pad, "float32", 4, "check")
     reference = read_parquet(tmp_path / "reference" / "held_out.parquet").to_pydict()
     sings, sleeps = ("rejected", "chosen") if swapped else ("chosen", "rejected")
     rise = [
@@ -140,3 +138,39 @@ def test_a_preference_is_learned_whichever_way_it_goes(swapped, tuned, model, tm
         for s, rs, b, rb in zip(found[sings], reference[f"ref_{sings}_logps"], found[sleeps], reference[f"ref_{sleeps}_logps"], strict=True)
     ]
     assert all(value < 0 for value in rise) if swapped else all(value > 0 for value in rise)
+
+
+LOSSES = ["sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down"]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_prefers_what_is_preferred(loss, tuned, model, tmp_path):
+    settings, folder = tuned
+    settings = changed(settings, {"dpo.loss": loss, "dpo.label_smoothing": 0.1 if loss in ("robust", "exo_pair") else 0.0, "dpo.learning_rate": 2e-3, "dpo.steps": 10})
+    for name in ("sft", "dpo_tokens", "reference"):
+        (tmp_path / name).symlink_to(folder / name)
+    metrics = steps.dpo(settings, model, tmp_path)
+    margin, accuracy = (steps.measured(metrics)["training pairs", f"reward {key}"] for key in ("margin", "accuracy"))
+    assert margin["after"] > margin["before"] == 0 and accuracy["after"] > 0.6
+
+
+def test_every_loss_that_params_take_is_tested():
+    from stages.params import Dpo
+
+    assert set(Dpo.model_fields["loss"].annotation.__args__) == set(LOSSES)
+
+
+def test_a_global_batch_has_the_same_gradients_however_it_is_split(tuned, model, tmp_path):
+    settings, folder = tuned
+    for name in ("sft", "dpo_tokens", "reference"):
+        (tmp_path / name).symlink_to(folder / name)
+    found = []
+    for size in (1, 2, 8):
+        steps.dpo(changed(settings, {"dpo.global_batch_size": 8, "dpo.micro_batch_size": size, "dpo.steps": 5}), model, tmp_path)
+        header, *lines = (tmp_path / "dpo.csv").read_text().splitlines()
+        found.append([dict(zip(header.split(","), map(float, line.split(",")), strict=True)) for line in lines])
+    for split in found[:2]:
+        for one, other in zip(split, found[2], strict=True):
+            for key in ("loss", "grad_norm", "logps_chosen", "logps_rejected"):
+                assert one[key] == pytest.approx(other[key], rel=1e-4), key
+            assert one["tokens"] == other["tokens"] and one["reward_accuracy"] == other["reward_accuracy"]

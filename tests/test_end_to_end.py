@@ -1,15 +1,20 @@
 """The whole pipeline with real `dvc`, on the tiny model, in clones: same bytes twice, and mistakes that cost nothing."""
 
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from stages.records import read_json, read_parquet
 from tests import tiny
 
 DVC = [sys.executable, "-m", "dvc"]
@@ -27,7 +32,7 @@ def call(*command: str, cwd: Path, check: bool = True) -> subprocess.CompletedPr
     return result
 
 
-def make_clone(folder: Path) -> Path:
+def make_clone(folder: Path, architecture: str = "qwen3", benchmarks: tuple[str, ...] = ("arc_challenge", "gsm8k")) -> Path:
     """The committed files, as they stand in the working tree, as a repository of their own with the tiny params."""
     folder.mkdir(parents=True)
     files = call("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=tiny.ROOT).stdout.split("\0")
@@ -36,9 +41,9 @@ def make_clone(folder: Path) -> Path:
         if not name.startswith(outs) and (tiny.ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes((tiny.ROOT / name).read_bytes())
-    tiny.make_world(folder)
+    tiny.make_world(folder, architecture)
     content = YAML(typ="safe", pure=True).load((folder / "params.yaml").read_text())
-    content["evaluate"]["benchmarks"] = ["arc_challenge", "gsm8k"]
+    content["evaluate"]["benchmarks"] = list(benchmarks)
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(content, file)
     call("git", "init", "-q", cwd=folder)
@@ -58,6 +63,36 @@ def clones(tmp_path_factory) -> list[Path]:
             call("git", "commit", "-qm", "run", cwd=folder)
             assert "Running stage 'report'" in result.stdout
     return folders
+
+
+def test_other_architectures_pass(tmp_path):
+    folders = [make_clone(tmp_path / name, name, ("arc_challenge",)) for name in ("llama", "gemma3")]
+    with ThreadPoolExecutor() as pool:
+        for folder, result in zip(folders, pool.map(lambda folder: call(*DVC, "repro", cwd=folder), folders), strict=True):
+            assert "Running stage 'report'" in result.stdout
+            assert folder.name in read_json(folder / "models" / "base" / "config.json")["model_type"]
+            assert read_json(folder / "metrics" / "dpo" / "arc_challenge.json")["n"] == 6
+
+
+def test_the_adapter_is_loaded_as_the_readme_says(clones, monkeypatch, capsys):
+    """In the README's own lines, with the libraries alone; and it gives the log-probs that `evaluate` saw."""
+    import torch
+
+    folder = clones[0]
+    (lines,) = re.findall(r"```python\n(.*?)```", (tiny.ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(folder)
+    names: dict = {}
+    exec(lines, names)
+    assert capsys.readouterr().out.strip()
+    model, tokenizer = names["model"].eval(), names["tokenizer"]
+    samples = read_parquet(folder / "evals" / "dpo" / "arc_challenge.parquet").to_pylist()
+    for sample in samples:
+        prompt = tokenizer.encode(sample["prompt"])
+        for choice, log_prob in zip(sample["choices"], sample["log_probs"], strict=True):
+            ids = torch.tensor([tokenizer.encode(sample["prompt"] + choice)])
+            with torch.no_grad():
+                scores = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+            assert float(scores[len(prompt) - 1 :].sum()) == pytest.approx(log_prob, abs=1e-3)
 
 
 def test_two_clones_give_the_same_lock(clones):
@@ -101,7 +136,7 @@ def test_plots_are_drawn_offline(clones, tmp_path):
     call(sys.executable, "-m", "stages.plots_page", str(tmp_path / "page.html"), cwd=tiny.ROOT)
     call(*DVC, "plots", "show", "--html-template", str(tmp_path / "page.html"), "--out", str(tmp_path / "html"), cwd=clones[0])
     page = (tmp_path / "html" / "index.html").read_text()
-    titles = ("SFT training loss", "DPO reward margin", "DPO reward accuracy", "Scores", "Learning rate", "Gradient norm", "Tokens a second")
+    titles = ("SFT training loss", "DPO reward margin", "DPO reward accuracy", "Scores", "Learning rate", "Gradient norm", "Tokens a second", "SFT held-out loss", "DPO held-out reward margin", "Model FLOPs utilization", "Peak memory", "DPO log-probs of chosen")
     assert all(title in page for title in titles) and "cdn." not in page
     if browser := shutil.which("chromium"):
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", f"--user-data-dir={tmp_path}/profile", "--dump-dom"]
@@ -134,7 +169,7 @@ def test_a_failed_stage_gives_one_message_and_its_outs_come_back(clones):
     weights = folder / "models" / "base" / "model.safetensors"
     content = weights.read_bytes()
     weights.unlink()
-    command = "python -m stages.reference --base models/base --adapter models/sft --data data/tokenized/dpo --templates templates --checkpoints .dvc/tmp/checkpoints/reference --out data/reference"
+    command = "python -m stages.reference --base models/base --adapter models/sft --data data/tokenized/dpo --templates templates --configs configs --checkpoints .dvc/tmp/checkpoints/reference --out data/reference"
     result = call(*command.split(), cwd=folder, check=False)
     assert result.returncode == 1 and "Traceback" not in result.stdout
     assert "error: models/base: the model could not be loaded" in result.stdout and "`dvc checkout models/base` restores it" in result.stdout
@@ -149,3 +184,55 @@ def test_the_full_recipe_plans_every_stage(clones):
     stages = [line for line in plan.splitlines() if line.startswith("Running stage")]
     assert len(stages) == 4 + 5 + 3 + 3 + 15 + 2
     assert "python -m stages.evaluate hellaswag --base models/base --adapter models/dpo" in plan
+
+
+def test_the_reference_is_computed_anew_for_another_adapter_alone(clones):
+    folder = clones[0]
+    text = (folder / "params.yaml").read_text()
+    before, after = text.split("\ndpo:\n")[1].split("\nevaluate:")[0], "\n".join(
+        "  steps: 5|  global_batch_size: 2|  micro_batch_size: 1|  learning_rate: 1e-4|  lr_scheduler: linear|  warmup_ratio: 0.2|  weight_decay: 0.1|"
+        "  max_grad_norm: 2.0|  gradient_checkpointing: true|  measurements: 0|  use_liger_kernel: false|  beta: 0.3|  loss: robust|  label_smoothing: 0.2".split("|")
+    )
+    assert {line.split(":")[0] for line in before.split("\n") if line} == {line.split(":")[0] for line in after.split("\n")}
+    (folder / "params.yaml").write_text(text.replace(before, after + "\n"))
+    plan = call(*DVC, "repro", "--dry", "dpo", cwd=folder).stdout
+    assert "Running stage 'dpo'" in plan and "Stage 'reference' didn't change" in plan and "Running stage 'reference'" not in plan
+    (folder / "params.yaml").write_text(text)
+    adapter = folder / "models" / "sft" / "adapter_model.safetensors"
+    content = bytearray(adapter.read_bytes())
+    content[-1] ^= 1
+    cached = read_parquet(folder / "data" / "reference" / "train.parquet").to_pydict()
+    adapter.unlink()
+    adapter.write_bytes(content)
+    assert "Running stage 'reference'" in call(*DVC, "repro", "--single-item", "reference", cwd=folder).stdout
+    found = read_parquet(folder / "data" / "reference" / "train.parquet").to_pydict()
+    assert all(found[key] != values for key, values in cached.items())
+    call("git", "checkout", "-q", "dvc.lock", cwd=folder)
+    call(*DVC, "checkout", "--force", cwd=folder)
+    assert "up to date" in call(*DVC, "repro", cwd=folder).stdout
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", ["sft", "reference", "dpo"])
+def test_dvc_killed_ten_times_ends_with_the_same_bytes(stage, clones, tmp_path):
+    """SIGKILL to dvc alone, at a random moment of the stage: its child ends with it, and the next run goes on to the same lock."""
+    rng, folder = random.Random(stage), tmp_path / "clone"
+    call("git", "clone", "-q", str(clones[0]), str(folder), cwd=tmp_path)
+    call(*DVC, "cache", "dir", "--local", str(clones[0] / ".dvc" / "cache"), cwd=folder)
+    call(*DVC, "checkout", cwd=folder)
+    shutil.copytree(clones[0] / "tiny", folder / "tiny", dirs_exist_ok=True)
+    environment = ENVIRONMENT | {"REPROTUNE_CHECKPOINT_SECONDS": "0"}
+    began = time.monotonic()
+    call(*DVC, "repro", "--force", "--single-item", stage, cwd=folder)
+    took = time.monotonic() - began
+    for _ in range(10):
+        process = subprocess.Popen([*DVC, "repro", "--force", "--no-run-cache", "--single-item", stage], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(took * rng.uniform(0.3, 0.95))
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        _, left = psutil.wait_procs(children, timeout=60)
+        assert not left
+    call(*DVC, "repro", "--force", "--no-run-cache", "--single-item", stage, cwd=folder)
+    assert (folder / "dvc.lock").read_text() == (clones[0] / "dvc.lock").read_text()
+    assert not list((folder / ".dvc/tmp/checkpoints" / stage).glob("*/checkpoint-*"))

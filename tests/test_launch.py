@@ -1,41 +1,104 @@
 """The launcher: one process here, and accelerate with DeepSpeed where there are more."""
 
-import json
+import csv
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
-from stages import launch
-from tests import steps, tiny
+from stages import launch, modeling, params
+from stages.records import read_json, read_parquet
+from tests import slurm_cluster, steps, tiny
+from tests.conftest import changed
 
 
 def test_one_device_stays_in_this_process(monkeypatch):
     monkeypatch.delenv("REPROTUNE_PROCESSES", raising=False)
     assert launch.processes() == 1
-    assert not launch.relaunched("stages.sft", steps.LAUNCH)
+    assert not launch.relaunched("stages.sft", steps.CONFIGS / "zero2.yaml")
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its CPU communication with g++")
-def test_two_processes_train_under_deepspeed(world, tmp_path):
-    """SFT on two CPU processes: DeepSpeed ZeRO-2 really runs, and leaves one adapter that learned what one process learns."""
-    from stages import params
+def curve(file: Path) -> list[dict[str, float]]:
+    return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file.open())]
 
-    settings = params.load(world / "params.yaml")
+
+def together(folder: Path, world: Path, processes: int, method: str, prefix: tuple[str, ...] = (), environment: Mapping[str, str] = os.environ, nodes: int = 1, only: str = "") -> None:
+    """The three stages that compute with the model, each on one process and on several: the same curves, log-probs and bytes' sizes."""
+    settings = changed(
+        params.load(world / "params.yaml"),
+        {
+            "lora.method": "full" if method == "full" else "lora", "model.quantization": "nf4" if method == "qlora" else "none",
+            "sft.global_batch_size": 4, "sft.micro_batch_size": 1, "sft.epochs": 3.0, "tokenize.sft.max_length": 64,
+            "dpo.global_batch_size": 4, "dpo.micro_batch_size": 1, "dpo.steps": 6, "dpo.learning_rate": 1e-3,
+        },
+    )  # fmt: skip
     base = world / "tiny" / "model"
-    steps.tokenize_sft(settings, base, tiny.alpaca_rows(), tmp_path)
-    alone = steps.sft(settings, base, tmp_path)
-    command = f"-m stages.sft --base {base} --data {tmp_path}/sft_tokens --templates {steps.TEMPLATES} --launch-config {steps.LAUNCH} --checkpoints {tmp_path}/checkpoints"
-    command += f" --out {tmp_path}/two --metrics {tmp_path}/two.json --curves {tmp_path}/two.csv --speed {tmp_path}/two_speed.csv"
-    environment = os.environ | {"REPROTUNE_PROCESSES": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tiny.ROOT)}
-    result = subprocess.run([sys.executable, *command.split()], cwd=world, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
-    assert result.returncode == 0, result.stdout[-5000:]
-    assert "DeepSpeed" in result.stdout and "stages.sft: 2 processes" in result.stdout
-    two = json.loads((tmp_path / "two.json").read_text())
-    assert two["steps"] == alone["steps"]
-    found, expected = (steps.measured(metrics)["held-out rows", "loss"] for metrics in (two, alone))
-    assert abs(found["before"] - expected["before"]) < 1e-3
-    assert abs(found["after"] - expected["after"]) < 1e-2
-    assert (tmp_path / "two" / "adapter_model.safetensors").stat().st_size == (tmp_path / "sft" / "adapter_model.safetensors").stat().st_size
+    steps.tokenize_sft(settings, base, tiny.alpaca_rows(), folder)
+    steps.tokenize_dpo(settings, base, tiny.preference_rows(), folder)
+    steps.sft(settings, base, folder)
+    steps.reference(settings, base, folder)
+    steps.dpo(settings, base, folder)
+    home = folder / "home"
+    home.mkdir()
+    with (home / "params.yaml").open("w") as file:
+        YAML().dump(settings.model_dump(), file)
+    several = home / "several"
+    own = f"--templates {steps.TEMPLATES} --configs {steps.CONFIGS} --base {base}"
+    for stage, inputs in (
+        ("sft", f"--data {folder}/sft_tokens"),
+        ("reference", f"--data {folder}/dpo_tokens --adapter {folder}/sft"),
+        ("dpo", f"--data {folder}/dpo_tokens --adapter {folder}/sft --reference {folder}/reference"),
+    ):
+        if only not in ("", stage):
+            continue
+        outs = f"--checkpoints {home}/checkpoints/{stage} --out {several}/{stage}"
+        if stage != "reference":
+            outs += f" --metrics {several}/{stage}.json --plots {several}"
+        own_environment = {**environment, "REPROTUNE_PROCESSES": str(processes // nodes), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tiny.ROOT)}
+        command = [*prefix, sys.executable, "-m", f"stages.{stage}", *f"{own} {inputs} {outs}".split()]
+        result = subprocess.run(command, cwd=home, env=own_environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+        assert result.returncode == 0, result.stdout[-5000:]
+        assert f"stages.{stage}: {processes} processes on {nodes} nodes" in result.stdout
+        assert ("zero2" if method == "qlora" else "zero3") in result.stdout
+        if stage == "reference":
+            for part in ("train", "held_out"):
+                found, expected = (read_parquet(where / "reference" / f"{part}.parquet").to_pydict() for where in (several, folder))
+                assert all(found[key] == pytest.approx(expected[key], abs=1e-3) for key in expected)
+            continue
+        found, expected = (curve(where / f"{stage}.csv") for where in (several, folder))
+        assert len(found) == len(expected) > 5
+        for one, other in zip(found, expected, strict=True):
+            assert one["loss"] == pytest.approx(other["loss"], abs=1e-3) and one["tokens"] == other["tokens"]
+            assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
+        for one, other in zip(*(read_json(where / f"{stage}.json")["measured"] for where in (several, folder)), strict=True):
+            assert one["n"] == other["n"] and one["after"] == pytest.approx(other["after"], abs=1e-2), one
+        assert {file.name: file.stat().st_size for file in (several / stage).iterdir()} == {file.name: file.stat().st_size for file in (folder / stage).iterdir()}
+        modeling.load_policy(base, several / stage, settings.model)
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its CPU communication with g++")
+
+
+@needs_compiler
+def test_two_processes_do_what_one_does(world, tmp_path):
+    together(tmp_path, world, 2, "qlora", only="sft")
+
+
+@needs_compiler
+@pytest.mark.soak
+@pytest.mark.parametrize(("processes", "method"), [(2, "qlora"), (4, "qlora"), (2, "lora"), (4, "full")])
+def test_more_processes_and_other_methods_do_what_one_does(processes, method, world, tmp_path):
+    together(tmp_path, world, processes, method)
+
+
+@needs_compiler
+@pytest.mark.soak
+@pytest.mark.skipif(slurm_cluster.missing() is not None, reason=f"a Slurm cluster: {slurm_cluster.missing()}")
+def test_two_slurm_nodes_do_what_one_process_does(world, tmp_path):
+    with slurm_cluster.cluster() as environment:
+        together(tmp_path, world, 2, "qlora", ("salloc", "--nodes=2", "--ntasks-per-node=1"), environment, nodes=2)

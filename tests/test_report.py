@@ -67,3 +67,12 @@ def test_a_broken_metrics_file_is_named(metrics, settings, tmp_path):
 
     with pytest.raises(InputError, match=r"summary\.json: not a JSON file"):
         report.run(settings, metrics, tmp_path / "report")
+
+
+@pytest.mark.parametrize(("after", "warned"), [(-61.0, True), (-59.0, False), (-40.0, False)])
+def test_a_collapse_of_the_chosen_answers_is_a_warning(after, warned, metrics, settings, tmp_path):
+    row = {"measure": "chosen log-prob", "rows": "held-out pairs", "n": 4, "unit": "pairs", "before": -50.0, "after": after}
+    write_json(metrics / "train" / "dpo.json", DPO | {"measured": [*DPO["measured"], row]})
+    report.run(settings, metrics, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert ("fell from -50.0 to -61.0 nats" in text) is warned and ("**Warning**" in text) is warned

@@ -12,7 +12,7 @@ from stages import modeling
 from stages.chat import load_tokenizer
 from tests import steps
 from tests.conftest import changed
-from tests.tiny import ROOT, WORDS, alpaca_rows
+from tests.tiny import ROOT, WORDS, alpaca_rows, preference_rows
 
 RULE = {"red": "cat", "blue": "dog", "green": "bird"}
 
@@ -42,7 +42,7 @@ def test_a_rule_is_learned_and_turns_end(settings, model, tmp_path):
         settings,
         {
             "tokenize.sft.held_out": 60, "lora.r": 16, "lora.alpha": 32, "lora.dropout": 0.0,
-            "sft.learning_rate": 1e-2, "sft.epochs": 10.0, "sft.global_batch_size": 4, "sft.warmup_ratio": 0.1,
+            "sft.learning_rate": 1e-2, "sft.epochs": 14.0, "sft.global_batch_size": 4, "sft.warmup_ratio": 0.1,
         },
     )  # fmt: skip
     rows = rule_rows(400)
@@ -50,7 +50,7 @@ def test_a_rule_is_learned_and_turns_end(settings, model, tmp_path):
     metrics = steps.sft(settings, model, tmp_path)
     loss = steps.measured(metrics)["held-out rows", "loss"]
     assert loss["after"] == metrics["held_out_loss"] < loss["before"] - 1
-    tuned = modeling.load_adapter(modeling.load_base(model, settings.model), tmp_path / "sft")
+    tuned = modeling.load_policy(model, tmp_path / "sft", settings.model)
     unseen = rows[-60:]
     found = answers(tuned, load_tokenizer(model, ROOT / "templates" / "chatml.jinja"), [row["instruction"] for row in unseen])
     right = sum(answer == row["output"] + "<|im_end|>" for answer, row in zip(found, unseen, strict=True))
@@ -122,7 +122,7 @@ def test_twice_gives_the_same_bytes_and_no_pickle(settings, model, tmp_path):
         steps.sft(settings, model, tmp_path / name)
     one, two = (tmp_path / name / "sft" for name in ("one", "another_longer_name"))
     assert sorted(file.name for file in one.iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "adapter_config.json", "adapter_model.safetensors", "base.json", "chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     for file in one.iterdir():
         assert file.read_bytes() == (two / file.name).read_bytes(), file.name
@@ -151,7 +151,12 @@ def test_the_curve_has_a_row_a_step(settings, model, tmp_path):
     header, *lines = (tmp_path / "sft.csv").read_text().splitlines()
     assert header == "step,loss,learning_rate,grad_norm,tokens,token_accuracy"
     assert len(lines) == metrics["steps"]
-    assert (tmp_path / "sft_speed.csv").read_text().splitlines()[0] == "step,seconds,tokens_per_second"
+    assert (tmp_path / "sft_speed.csv").read_text().splitlines()[0] == "step,seconds,tokens_per_second,memory_mib,mfu"
+    held_out = [line.split(",") for line in (tmp_path / "sft_held_out.csv").read_text().splitlines()]
+    loss = steps.measured(metrics)["held-out rows", "loss"]
+    middle = round(metrics["steps"] / 2)
+    assert [row[0] for row in held_out] == ["step", "0", str(middle), str(metrics["steps"])]
+    assert [float(held_out[row][1]) for row in (1, 3)] == [loss["before"], loss["after"]] and loss["before"] > float(held_out[2][1]) > loss["after"]
 
 
 def test_a_missing_model_file_is_named(settings, model, tmp_path):
@@ -197,12 +202,12 @@ def test_weights_that_do_not_fit_are_refused(quantization, edit, settings, model
     base = edited(model, tmp_path / "base", "model.safetensors", edit)
     with pytest.raises(InputError, match=r"base: (missing|unexpected) keys: \[.*expected exactly the weights of its config\.json"):
         modeling.load_base(base, settings.model)
-    adapted = modeling.add_adapter(modeling.load_base(model, settings.model), settings.lora, 1)
-    modeling.save_adapter(adapted, load_tokenizer(model, ROOT / "templates" / "chatml.jinja"), tmp_path / "whole")
+    adapted = modeling.new_policy(model, settings.model, settings.lora, 1)
+    modeling.save_policy(adapted, load_tokenizer(model, ROOT / "templates" / "chatml.jinja"), model, "float32", tmp_path / "whole")
     adapter = edited(tmp_path / "whole", tmp_path / "adapter", "adapter_model.safetensors", edit)
-    modeling.load_adapter(modeling.load_base(model, settings.model), tmp_path / "whole")
+    modeling.load_policy(model, tmp_path / "whole", settings.model)
     with pytest.raises(InputError, match=r"adapter: \d+ weights are missing or too many, such as base_model"):
-        modeling.load_adapter(modeling.load_base(model, settings.model), adapter)
+        modeling.load_policy(model, adapter, settings.model)
 
 
 def test_an_unknown_target_is_named(settings, model):
@@ -210,7 +215,7 @@ def test_an_unknown_target_is_named(settings, model):
 
     settings = changed(settings, {"lora.target_modules": ["q_proj", "qproj"]})
     with pytest.raises(InputError, match=r"lora\.target_modules: found 'qproj', expected the end of a layer's name, such as \['down_proj'"):
-        modeling.add_adapter(modeling.load_base(model, settings.model), settings.lora, 1)
+        modeling.new_policy(model, settings.model, settings.lora, 1)
 
 
 def test_training_stops_where_its_loss_is_no_number(settings, model, tmp_path):
@@ -222,3 +227,113 @@ def test_training_stops_where_its_loss_is_no_number(settings, model, tmp_path):
     with pytest.raises(InputError, match=r"step \d+: (loss|grad_norm) is (nan|inf), expected a finite number; lower learning_rate"):
         steps.sft(settings, model, tmp_path)
     assert not (tmp_path / "sft").exists()
+
+
+def test_an_adapter_is_not_put_on_another_base(settings, model, tmp_path):
+    import shutil
+
+    from stages import InputError
+
+    steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
+    steps.sft(settings, model, tmp_path)
+    other = edited(model, tmp_path / "base", "model.safetensors", lambda tensors: {name: tensor * 1.01 for name, tensor in tensors.items()})
+    with pytest.raises(InputError, match=r"sft: it was trained on the base [0-9a-f]{32}, found [0-9a-f]{32} in .*base"):
+        modeling.load_policy(other, tmp_path / "sft", settings.model)
+    shutil.rmtree(other)
+    shutil.copytree(model, other)
+    modeling.load_policy(other, tmp_path / "sft", settings.model)
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    header, *lines = (folder / "sft.csv").read_text().splitlines()
+    return [dict(zip(header.split(","), map(float, line.split(",")), strict=True)) for line in lines]
+
+
+def test_a_global_batch_has_the_same_gradients_however_it_is_split(settings, model, tmp_path):
+    """Rows of 1 to 3 examples, so that micro-batches differ in how many tokens are trained on."""
+    settings = changed(settings, {"tokenize.sft.max_length": 64, "sft.global_batch_size": 8, "sft.epochs": 3.0, "lora.dropout": 0.0})
+    rows = [row | {"output": row["output"] * (1 + number % 3)} for number, row in enumerate(alpaca_rows())]
+    steps.tokenize_sft(settings, model, rows, tmp_path)
+    found = []
+    for size in (1, 2, 8):
+        steps.sft(changed(settings, {"sft.micro_batch_size": size}), model, tmp_path)
+        found.append(curve(tmp_path))
+    assert len(found[0]) > 5
+    for whole in found[:2]:
+        for one, other in zip(whole, found[2], strict=True):
+            assert one["tokens"] == other["tokens"] and one["learning_rate"] == other["learning_rate"]
+            assert one["loss"] == pytest.approx(other["loss"], rel=1e-4) and one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+def test_every_pass_is_over_all_rows_in_another_order():
+    import datasets
+
+    from stages import training
+
+    rows = datasets.Dataset.from_dict({"number": list(range(6)), "ids": [[0] * (1 + n % 4) for n in range(6)]})
+    found = training.batches(rows, ["ids"], 7, 3, 1)
+    numbers = found["number"][:]
+    assert len(numbers) == 21 and numbers == training.batches(rows, ["ids"], 7, 3, 1)["number"][:]
+    passes = [numbers[start : start + 6] for start in (0, 6, 12)]
+    assert all(sorted(one) == list(range(6)) for one in passes) and passes[0] != passes[1] != passes[2]
+    for start in range(0, 21, 3):
+        lengths = [len(ids) for ids in found["ids"][start : start + 3]]
+        assert lengths == sorted(lengths, reverse=True)
+
+
+@pytest.mark.parametrize("method", ["dora", "full"])
+def test_other_methods_learn_and_are_loaded(method, settings, model, tmp_path):
+    from stages import training
+
+    settings = changed(settings, {"lora.method": method, "model.quantization": "nf4" if method == "dora" else "none", "sft.epochs": 4.0, "sft.learning_rate": 5e-3})
+    steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
+    loss = steps.measured(steps.sft(settings, model, tmp_path))["held-out rows", "loss"]
+    assert loss["after"] < loss["before"] - 0.1
+    policy = modeling.load_policy(model, tmp_path / "sft", settings.model)
+    from trl.trainer.utils import add_fused_lm_head
+
+    add_fused_lm_head(modeling.bare(policy))
+    rows = training.shards(tmp_path / "sft_tokens", "held_out")
+    assert training.loss_per_token(policy, rows, 0, "float32", 2, "again") == pytest.approx(loss["after"], rel=1e-5)
+    steps.tokenize_dpo(settings, model, preference_rows(), tmp_path)
+    steps.reference(settings, model, tmp_path)
+    found = steps.measured(steps.dpo(settings, model, tmp_path))["training pairs", "reward margin"]
+    assert found["before"] == 0 and found["after"] != 0
+    modeling.load_policy(model, tmp_path / "dpo", settings.model)
+
+
+def test_noise_on_the_embeddings_changes_the_run_and_repeats(settings, model, tmp_path):
+    steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
+    found = []
+    for alpha in (None, 5.0, 5.0):
+        steps.sft(changed(settings, {"sft.neftune_noise_alpha": alpha}), model, tmp_path)
+        found.append((tmp_path / "sft" / "adapter_model.safetensors").read_bytes())
+    assert found[0] != found[1] == found[2]
+
+
+def test_liger_needs_a_gpu(settings, model, tmp_path):
+    from stages import InputError
+
+    steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
+    with pytest.raises(InputError, match="use_liger_kernel: found true, expected false on a machine without a GPU"):
+        steps.sft(changed(settings, {"sft.use_liger_kernel": True}), model, tmp_path)
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("constant", [0.0, 0.5, 1.0, 1.0]), ("linear", [0.0, 0.5, 1.0, 0.5]), ("inverse_sqrt", [0.0, 0.5, 1.0, 0.8165])])
+def test_schedules_warm_up(schedule, expected, settings, model, tmp_path):
+    settings = changed(settings, {"sft.lr_scheduler": schedule, "sft.warmup_ratio": 0.5, "sft.learning_rate": 1e-3, "tokenize.sft.max_length": 64})
+    steps.tokenize_sft(settings, model, alpaca_rows(14), tmp_path)
+    settings = changed(settings, {"sft.epochs": 8 / len(steps.training_rows(tmp_path))})
+    steps.sft(settings, model, tmp_path)
+    assert [row["learning_rate"] / 1e-3 for row in curve(tmp_path)] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_row_without_labels_stops_the_run():
+    import datasets
+
+    from stages import InputError, training
+
+    rows = [{"labels": [-100, 5]}, {"labels": [-100, -100, -100]}, {"labels": [-100, 7, -100]}]
+    with pytest.raises(InputError, match="row 1 has no label to train on"):
+        training.check_labels(datasets.Dataset.from_list(rows))
+    training.check_labels(datasets.Dataset.from_list([rows[0], rows[2]]))

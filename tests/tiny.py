@@ -31,16 +31,23 @@ def make_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>").save_pretrained(folder)
 
 
-def make_model(folder: Path, hidden: int = 64, layers: int = 2) -> Path:
+def make_model(folder: Path, hidden: int = 64, layers: int = 2, architecture: str = "qwen3") -> Path:
     """Random weights, the same on every call."""
-    import torch
-    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     make_tokenizer(folder)
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(AutoTokenizer.from_pretrained(folder)),
+    make_policy(architecture, None, len(AutoTokenizer.from_pretrained(folder)), hidden, layers).save_pretrained(folder)
+    return folder
+
+
+def make_policy(architecture: str, attention: str | None, vocabulary: int = 300, hidden: int = 64, layers: int = 2):
+    """A small model of one of the architectures: qwen3, llama, gemma3."""
+    import torch
+    from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
+
+    config = {"qwen3": Qwen3Config, "llama": LlamaConfig, "gemma3": Gemma3TextConfig}[architecture](
+        vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
@@ -53,8 +60,8 @@ def make_model(folder: Path, hidden: int = 64, layers: int = 2) -> Path:
         pad_token_id=0,
         bos_token_id=None,
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    return folder
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
 
 
 def sentence(number: int) -> str:
@@ -109,13 +116,13 @@ def benchmark_rows(count: int = 12) -> dict[str, tuple[str, list[dict]]]:
     }  # fmt: skip
 
 
-def make_world(folder: Path) -> None:
+def make_world(folder: Path, architecture: str = "qwen3") -> None:
     """Write everything under `folder/tiny` and a params.yaml beside it that uses it: the embedded default made small."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     tiny = folder / "tiny"
-    make_model(tiny / "model")
+    make_model(tiny / "model", architecture=architecture)
     (tiny / "alpaca.json").write_text(json.dumps(alpaca_rows()))
     (tiny / "preferences.json").write_text(json.dumps(preference_rows()))
     for name, (split, rows) in benchmark_rows().items():

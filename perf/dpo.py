@@ -1,0 +1,144 @@
+"""DPO over three values of beta beside three stock TRL runs, on the same tokens, model, precision and optimizer steps.
+
+    python -m perf.dpo [--pairs 32] [--batch 4] [--max-length 512] [--dtype float32] [--quantization nf4] [--repeats 1]
+
+Needs models/base and data/raw/preferences (`dvc repro fetch_model fetch_preference_data`) and a quiet machine. Our side is the stage
+`reference` once and the stage `dpo` for each beta; TRL's is its DPOTrainer as it comes, which computes the reference in every step. TRL gets the
+pairs tokenized and in the same order. Seconds are those of the optimizer steps and of the reference pass; tokens are those that the model is given in
+these, padding included.
+"""
+
+import argparse
+import csv
+import json
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from perf.beside import ROOT
+from perf.sft import count_tokens, report
+
+SIDES = ("ours", "trl")
+BETAS = (0.05, 0.1, 0.3)
+
+
+def settings_of(arguments: argparse.Namespace, beta: float = 0.1):
+    from stages import params
+    from tests.conftest import changed
+
+    return changed(
+        params.load(ROOT / "params.yaml"),
+        {
+            "model.quantization": arguments.quantization, "model.dtype": arguments.dtype, "tokenize.dpo.max_length": arguments.max_length,
+            "tokenize.dpo.max_dropped": 1.0, "tokenize.dpo.held_out": 1, "data.preferences.mix.dpo_demo.limit": None,
+            "dpo.global_batch_size": arguments.batch, "dpo.micro_batch_size": arguments.micro_batch, "dpo.steps": arguments.pairs // arguments.batch, "dpo.beta": beta,
+            "reference.batch_size": arguments.micro_batch,
+        },
+    )  # fmt: skip
+
+
+def prepare(arguments: argparse.Namespace, folder: Path) -> None:
+    """Tokenize the embedded pairs, keep the first of them, and train an SFT adapter for one step."""
+    from perf import sft as perf_sft
+    from stages import sft, tokenize_dpo
+    from tests import steps
+
+    raw = folder / "raw_dpo" / "dpo_demo.parquet"
+    raw.parent.mkdir()
+    pq.write_table(pq.read_table(ROOT / "data/raw/preferences/dpo_demo.parquet"), raw)
+    settings = settings_of(arguments)
+    tokenize_dpo.run(settings, steps.tokenize_paths(ROOT / "models/base", folder, "dpo"), 2)
+    own = argparse.Namespace(rows=4, batch=4, dtype=arguments.dtype, quantization=arguments.quantization)
+    perf_sft.prepare(own, folder)
+    sft.run(perf_sft.settings_of(own), argparse.Namespace(base=ROOT / "models/base", data=folder / "sft_tokens", templates=steps.TEMPLATES, out=folder / "sft", **steps.training(folder, "sft")))
+
+
+def ours(arguments: argparse.Namespace, folder: Path) -> dict:
+    from stages import dpo, modeling, pairs, reference
+    from tests import steps
+
+    tokens, seconds, losses = 0, 0.0, []
+    counted: list[int] = []
+    loaded, computed = modeling.load_policy, pairs.log_probs
+    timed: list[float] = []
+
+    def load(*given, **named):
+        policy = loaded(*given, **named)
+        counted.clear()
+        modeling.bare(policy).get_input_embeddings().register_forward_hook(lambda module, inputs, output: counted.append(inputs[0].numel()))
+        return policy
+
+    def log_probs(*given, **named):
+        before, begin = len(counted), time.monotonic()
+        found = computed(*given, **named)
+        timed.append(time.monotonic() - begin)
+        measuring.append(sum(counted[before:]))
+        return found
+
+    measuring: list[int] = []
+    modeling.load_policy, pairs.log_probs = load, log_probs
+    shared = {"base": ROOT / "models/base", "adapter": folder / "sft", "data": folder / "dpo_tokens", "templates": steps.TEMPLATES}
+    reference.run(settings_of(arguments), argparse.Namespace(**shared, checkpoints=folder / "checkpoints", out=folder / "reference"))
+    seconds, tokens = seconds + sum(timed), tokens + sum(counted)
+    for beta in BETAS:
+        measuring.clear()
+        dpo.run(settings_of(arguments, beta), argparse.Namespace(**shared, reference=folder / "reference", out=folder / "dpo", **steps.training(folder, "dpo")))
+        curve, speed = (list(csv.DictReader((folder / name).open())) for name in ("dpo.csv", "dpo_speed.csv"))
+        seconds += sum(float(row["seconds"]) for row in speed)
+        tokens += sum(counted) - sum(measuring)
+        losses += [float(row["loss"]) for row in curve]
+    return {"seconds": seconds, "tokens": tokens, "losses": losses}
+
+
+def trl(arguments: argparse.Namespace, folder: Path) -> dict:
+    from trl import DPOConfig, DPOTrainer
+
+    from stages import modeling, training
+    from stages.chat import load_tokenizer
+
+    tokenizer = load_tokenizer(ROOT / "models/base", ROOT / "templates/chatml.jinja")
+    tokens, seconds, losses = 0, 0.0, []
+    for beta in BETAS:
+        settings = settings_of(arguments, beta)
+        modeling.set_seed(settings.seed)
+        model = modeling.load_policy(ROOT / "models/base", folder / "sft", settings.model, trainable=True)
+        rows = training.shards(folder / "dpo_tokens", "train")
+        rows = training.batches(rows, ["prompt_ids", "chosen_ids", "rejected_ids"], settings.dpo.steps, arguments.batch, settings.seed)
+        config = DPOConfig(
+            output_dir=str(folder), per_device_train_batch_size=arguments.micro_batch, gradient_accumulation_steps=arguments.batch // arguments.micro_batch,
+            max_length=None, learning_rate=settings.dpo.learning_rate, lr_scheduler_type=settings.dpo.lr_scheduler, warmup_steps=settings.dpo.warmup_ratio,
+            max_steps=settings.dpo.steps, logging_steps=1, report_to="none", use_cpu=True, bf16=arguments.dtype == "bfloat16",
+            gradient_checkpointing=arguments.checkpointing, save_strategy="no", train_sampling_strategy="sequential", beta=beta, seed=settings.seed,
+        )  # fmt: skip
+        trainer = DPOTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
+        counted = count_tokens(modeling.bare(model))
+        begin = time.monotonic()
+        trainer.train()
+        seconds += time.monotonic() - begin
+        tokens += sum(counted)
+        losses += [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"seconds": seconds, "tokens": tokens, "losses": losses}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--micro_batch", type=int, default=4)
+    parser.add_argument("--max_length", type=int, default=512)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--quantization", choices=["none", "nf4"], default="nf4")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--checkpointing", action="store_true", help="TRL's side with gradient checkpointing, its default")
+    parser.add_argument("--side", choices=["prepare", *SIDES], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(json.dumps(globals()[arguments.side](arguments, arguments.folder) or {}))
+        return
+    report("perf.dpo", arguments, SIDES)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Log-probs of pairs of answers to one prompt, computed by the reference and the DPO stage alike.
+
+The prompt of a pair is computed once for both answers, and the head only where an answer's token is predicted. TRL asks for
+pairs as rows of prompt and chosen, then of prompt and rejected, and gets its answers in that form.
+"""
+
+import json
+import math
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import PreTrainedModel
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import FusedCausalLMOutput
+
+from stages import InputError, checkpoints, launch, training
+from stages.chat import IGNORED
+from stages.modeling import Policy, bare, measuring
+
+SUMS = "sums.json"
+PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1", "label_mask")
+"""What TRL's fused head gives for each token."""
+
+
+def log_probs(
+    policy: Policy, rows: datasets.Dataset, pad_token_id: int, dtype: str, batch_size: int, label: str, run: Path | None = None
+) -> dict[str, list[float]]:
+    """Summed log-probs, in nats, of each pair's chosen and rejected answer given its prompt, in the order of `rows`.
+
+    Pairs of like length are computed together. The model has TRL's fused head, which computes only what labels ask for.
+    With `run`, checkpoints of what is done are saved there, and the newest one is taken up.
+    """
+    collate = DataCollatorForPreference(pad_token_id)
+    length = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+    order = sorted(range(len(rows)), key=lambda index: (length[index], index))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    sums: list[list[float]] = []
+    if run is not None and (start := checkpoints.latest(run)) is not None:
+        sums = json.loads((start / SUMS).read_text())
+
+    def compute(indices: list[int]) -> list[float]:
+        batch = {key: value.to(policy.device) for key, value in collate([rows[index] for index in indices]).items()}
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, IGNORED)
+        outputs = policy(batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels, fused_lm_head=True)
+        found = outputs.log_probs.float().sum(dim=1).tolist()
+        if not all(map(math.isfinite, found)):
+            raise InputError(f"{label}: the model gives a log-prob of {next(one for one in found if not math.isfinite(one))}; its adapter or base is damaged")
+        return found
+
+    last_saved = time.monotonic()
+    with measuring(policy, dtype):
+        for found in training.dealt_out(batches, compute, label, done=len(sums)):
+            sums.append(found)
+            if run is not None and launch.is_main() and len(sums) < len(batches) and time.monotonic() - last_saved >= checkpoints.interval():
+                # in full precision, unlike a record
+                checkpoints.save(run, len(sums), lambda checkpoint: (checkpoint / SUMS).write_text(json.dumps(sums)))
+                last_saved = time.monotonic()
+    of_row = {index: (found[position], found[position + len(indices)]) for indices, found in zip(batches, sums, strict=True) for position, index in enumerate(indices)}
+    return {"chosen": [of_row[index][0] for index in range(len(rows))], "rejected": [of_row[index][1] for index in range(len(rows))]}
+
+
+def share_prompts(policy: Policy) -> bool:
+    """Have TRL's fused head, which the policy has, compute each prompt once for both answers; False where the model cannot.
+
+    It cannot if a layer sees less than all that comes before, or if its attention takes no mask.
+    """
+    model = bare(policy)
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    narrow = kinds != {"full_attention"} or getattr(config, "sliding_window", None)
+    # a mixture of experts also asks for its router's loss
+    if narrow or hasattr(config, "output_router_logits") or config._attn_implementation not in ("sdpa", "eager"):
+        return False
+    fused = model.forward
+
+    def forward(self: PreTrainedModel, input_ids: torch.Tensor | None = None, *args: Any, fused_lm_head: bool = False, **kwargs: Any):
+        if not fused_lm_head:
+            return fused(input_ids, *args, **kwargs)
+        return of_pairs(fused, input_ids, kwargs["attention_mask"], kwargs["labels"], as_bias=config._attn_implementation == "eager")
+
+    model.forward = types.MethodType(forward, model)
+    return True
+
+
+def of_pairs(fused, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, as_bias: bool) -> FusedCausalLMOutput:
+    """What `fused` gives for rows [prompt, chosen] and then [prompt, rejected], from rows [prompt, chosen, prompt's last token, rejected].
+
+    The prompt's last token stands there twice because each answer's first token is predicted from it. It and the rejected answer
+    see the rest of the prompt and each other, and nothing of the chosen answer.
+
+    Args:
+        fused: forward of a model with TRL's fused head.
+        input_ids, attention_mask, labels: (2 × pairs, tokens), padded on the right; labels are IGNORED outside the answers.
+        as_bias: whether the model's attention adds its mask instead of selecting with it.
+    """
+    pairs, width = len(input_ids) // 2, input_ids.shape[1]
+    device = input_ids.device
+    prompt = (labels != IGNORED).int().argmax(dim=1)[:pairs, None]
+    chosen, rejected = (count[:, None] for count in attention_mask.sum(dim=1).split(pairs))
+    # of each place in a new row: does it belong to the second branch, and which token of [prompt, answer] is it
+    place = torch.arange(int((chosen + 1 + rejected - prompt).max()), device=device)[None]
+    second = place >= chosen
+    position = torch.where(second, place - chosen + prompt - 1, place)
+    real = place < chosen + 1 + rejected - prompt
+    source = position.clamp(max=width - 1)
+    ids = torch.where(second, input_ids[pairs:].gather(1, source), input_ids[:pairs].gather(1, source))
+    # a place predicts the next token of its own branch
+    last = torch.where(second, rejected, chosen) - 1
+    following = (position + 1).clamp(max=width - 1)
+    next_label = torch.where(second, labels[pairs:].gather(1, following), labels[:pairs].gather(1, following))
+    next_label = next_label.masked_fill((position >= last) | ~real, IGNORED)
+    causal = place[:, :, None] >= place[:, None, :]
+    foreign = second[:, :, None] & ~second[:, None, :] & (place[:, None, :] >= prompt[:, :, None] - 1)
+    # padding sees itself: a row of nothing but masked places has no softmax
+    mask = ((causal & ~foreign & real[:, None, :]) | torch.eye(place.shape[1], dtype=torch.bool, device=device)[None])[:, None]
+    if as_bias:
+        mask = torch.zeros(mask.shape, device=device).masked_fill(~mask, torch.finfo(torch.float32).min)
+    found = fused(
+        ids, attention_mask=mask, position_ids=position.masked_fill(~real, 0), shift_labels=next_label, fused_lm_head=True
+    )
+    # back to a row an answer, and from the place that predicts to the token before the predicted one
+    column = torch.arange(width - 1, device=device)[None]
+    wanted = labels[:, 1:] != IGNORED
+    index = torch.cat([column.expand(pairs, -1), column + chosen - prompt + 1])
+    index = index.clamp(0, place.shape[1] - 1)
+
+    def spread(values: torch.Tensor | None) -> torch.Tensor | None:
+        if values is None:
+            return None
+        return torch.cat([values, values]).gather(1, index).masked_fill(~wanted, 0)
+
+    return FusedCausalLMOutput(**{name: spread(getattr(found, name)) for name in PER_TOKEN})

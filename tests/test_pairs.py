@@ -1,0 +1,62 @@
+"""Pairs computed with their prompt once: the same numbers and gradients as TRL's own rows give."""
+
+import pytest
+import torch
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import add_fused_lm_head
+
+from stages import pairs
+from stages.chat import IGNORED
+from tests.tiny import make_policy
+
+OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
+
+
+def batch(lengths: list[tuple[int, int, int]]) -> dict[str, torch.Tensor]:
+    """Pairs of these lengths of prompt, chosen and rejected, as TRL lays them out."""
+    draw = torch.Generator().manual_seed(1)
+    rows = [dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), (torch.randint(3, 250, (n,), generator=draw).tolist() for n in row), strict=True)) for row in lengths]
+    found = DataCollatorForPreference(0)(rows)
+    labels = found["input_ids"].masked_fill(found.pop("completion_mask") == 0, IGNORED)
+    return {**found, "labels": labels}
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("lengths", [[(5, 3, 9)], [(1, 1, 1)], [(12, 4, 2), (3, 8, 20), (30, 1, 1), (2, 9, 9)]])
+def test_shared_prompts_give_what_separate_ones_do(architecture, attention, lengths):
+    model = make_policy(architecture, attention)
+    add_fused_lm_head(model, outputs=OUTPUTS)
+    inputs, found = batch(lengths), []
+    for _ in range(2):
+        model.zero_grad()
+        outputs = model(**inputs, fused_lm_head=True)
+        (outputs.log_probs * torch.linspace(1, 2, outputs.log_probs.shape[1])).sum().backward()
+        found.append((outputs, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}))
+        if len(found) == 1:
+            assert pairs.share_prompts(model)
+    (separate, gradients), (shared, shared_gradients) = found
+    assert (separate.log_probs != 0).sum() == sum(chosen + rejected for _, chosen, rejected in lengths)
+    for name in pairs.PER_TOKEN:
+        torch.testing.assert_close(getattr(shared, name), getattr(separate, name), rtol=1e-4, atol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(shared_gradients[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_fewer_tokens_are_computed():
+    model = make_policy("qwen3", "sdpa")
+    add_fused_lm_head(model)
+    seen = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
+    inputs = batch([(40, 10, 12)])
+    model(**inputs, fused_lm_head=True)
+    pairs.share_prompts(model)
+    model(**inputs, fused_lm_head=True)
+    assert seen == [2 * 52, 40 + 10 + 1 + 12]
+
+
+def test_a_model_whose_layers_see_a_window_keeps_its_rows_apart():
+    model = make_policy("gemma3", "sdpa")
+    add_fused_lm_head(model)
+    assert not pairs.share_prompts(model)
+    assert (model(**batch([(5, 3, 9)]), fused_lm_head=True).log_probs != 0).sum() == 12
