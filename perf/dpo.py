@@ -1,6 +1,6 @@
 """DPO over three values of beta beside three stock TRL runs, on the same tokens, model, precision and optimizer steps.
 
-    python -m perf.dpo [--pairs 32] [--batch 4] [--max-length 512] [--dtype float32] [--quantization nf4] [--repeats 1]
+    python -m perf.dpo [--pairs 32] [--batch 4] [--max_length 512] [--dtype float32] [--quantization nf4] [--repeats 1]
 
 Needs models/base and data/raw/preferences (`dvc repro fetch_model fetch_preference_data`) and a quiet machine. Our side is the stage
 `reference` once and the stage `dpo` for each beta; TRL's is its DPOTrainer as it comes, which computes the reference in every step. TRL gets the
@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from perf.beside import ROOT
-from perf.sft import count_tokens, report
+from perf.sft import as_it_comes, count_tokens, report, time_steps
 
 SIDES = ("ours", "trl")
 BETAS = (0.05, 0.1, 0.3)
@@ -58,35 +58,34 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict:
     from stages import dpo, modeling, pairs, reference
     from tests import steps
 
-    tokens, seconds, losses = 0, 0.0, []
     counted: list[int] = []
+    passes: list[tuple[float, int]] = []
     loaded, computed = modeling.load_policy, pairs.log_probs
-    timed: list[float] = []
 
     def load(*given, **named):
         policy = loaded(*given, **named)
-        counted.clear()
         modeling.bare(policy).get_input_embeddings().register_forward_hook(lambda module, inputs, output: counted.append(inputs[0].numel()))
         return policy
 
     def log_probs(*given, **named):
         before, begin = len(counted), time.monotonic()
         found = computed(*given, **named)
-        timed.append(time.monotonic() - begin)
-        measuring.append(sum(counted[before:]))
+        passes.append((time.monotonic() - begin, sum(counted[before:])))
         return found
 
-    measuring: list[int] = []
+    # the stages' own functions, watched
     modeling.load_policy, pairs.log_probs = load, log_probs
     shared = {"base": ROOT / "models/base", "adapter": folder / "sft", "data": folder / "dpo_tokens", "templates": steps.TEMPLATES}
-    reference.run(settings_of(arguments), argparse.Namespace(**shared, checkpoints=folder / "checkpoints", out=folder / "reference"))
-    seconds, tokens = seconds + sum(timed), tokens + sum(counted)
+    reference.run(settings_of(arguments), argparse.Namespace(**shared, configs=steps.CONFIGS, checkpoints=folder / "checkpoints", out=folder / "reference"))
+    seconds, tokens, losses = sum(took for took, _ in passes), sum(counted), []
     for beta in BETAS:
-        measuring.clear()
+        counted.clear()
+        passes.clear()
         dpo.run(settings_of(arguments, beta), argparse.Namespace(**shared, reference=folder / "reference", out=folder / "dpo", **steps.training(folder, "dpo")))
         curve, speed = (list(csv.DictReader((folder / name).open())) for name in ("dpo.csv", "dpo_speed.csv"))
         seconds += sum(float(row["seconds"]) for row in speed)
-        tokens += sum(counted) - sum(measuring)
+        # what is measured before, on the way and after is no step's
+        tokens += sum(counted) - sum(count for _, count in passes)
         losses += [float(row["loss"]) for row in curve]
     return {"seconds": seconds, "tokens": tokens, "losses": losses}
 
@@ -112,10 +111,10 @@ def trl(arguments: argparse.Namespace, folder: Path) -> dict:
             gradient_checkpointing=arguments.checkpointing, save_strategy="no", train_sampling_strategy="sequential", beta=beta, seed=settings.seed,
         )  # fmt: skip
         trainer = DPOTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
-        counted = count_tokens(modeling.bare(model))
-        begin = time.monotonic()
+        as_it_comes()
+        counted, took = count_tokens(modeling.bare(model)), time_steps(trainer)
         trainer.train()
-        seconds += time.monotonic() - begin
+        seconds += sum(took)
         tokens += sum(counted)
         losses += [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {"seconds": seconds, "tokens": tokens, "losses": losses}

@@ -84,11 +84,35 @@ def trl(arguments: argparse.Namespace, folder: Path) -> dict:
         train_sampling_strategy="sequential", dataset_kwargs={"skip_prepare_dataset": True}, seed=settings.seed,
     )  # fmt: skip
     trainer = SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer)
-    tokens = count_tokens(modeling.bare(model))
-    begin = time.monotonic()
+    as_it_comes()
+    tokens, seconds = count_tokens(modeling.bare(model)), time_steps(trainer)
     trainer.train()
-    seconds = time.monotonic() - begin
-    return {"seconds": seconds, "tokens": sum(tokens), "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
+    return {"seconds": sum(seconds), "tokens": sum(tokens), "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
+
+
+def as_it_comes() -> None:
+    """Undo what our own modules change in TRL."""
+    import trl.trainer.utils
+    from trl.kernels import chunked_logprob
+
+    trl.trainer.utils._use_triton = chunked_logprob._use_triton
+
+
+def time_steps(trainer) -> list[float]:
+    """Grows by the seconds of each optimizer step, as our own stages take them."""
+    from transformers import TrainerCallback
+
+    found: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_, **__) -> None:
+            self.begin = time.monotonic()
+
+        def on_step_end(self, *_, **__) -> None:
+            found.append(time.monotonic() - self.begin)
+
+    trainer.add_callback(Clock())
+    return found
 
 
 def count_tokens(model) -> list[int]:
