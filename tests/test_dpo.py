@@ -173,4 +173,5 @@ def test_a_global_batch_has_the_same_gradients_however_it_is_split(tuned, model,
         for one, other in zip(split, found[2], strict=True):
             for key in ("loss", "grad_norm", "logps_chosen", "logps_rejected"):
                 assert one[key] == pytest.approx(other[key], rel=1e-4), key
-            assert one["tokens"] == other["tokens"] and one["reward_accuracy"] == other["reward_accuracy"]
+            # not the accuracy: before the first update every pair is a tie, which rounding breaks
+            assert one["tokens"] == other["tokens"]
