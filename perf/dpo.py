@@ -10,16 +10,14 @@ these, padding included.
 
 import argparse
 import csv
-import json
 import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from perf.beside import ROOT
-from perf.sft import as_it_comes, count_tokens, report, time_steps
+from perf.sft import as_it_comes, beside, count_tokens, time_steps
 
-SIDES = ("ours", "trl")
 BETAS = (0.05, 0.1, 0.3)
 
 
@@ -126,17 +124,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--micro_batch", type=int, default=4)
     parser.add_argument("--max_length", type=int, default=512)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--quantization", choices=["none", "nf4"], default="nf4")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--checkpointing", action="store_true", help="TRL's side with gradient checkpointing, its default")
-    parser.add_argument("--side", choices=["prepare", *SIDES], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.side:
-        print(json.dumps(globals()[arguments.side](arguments, arguments.folder) or {}))
-        return
-    report("perf.dpo", arguments, SIDES)
+    beside("perf.dpo", parser, (prepare, ours, trl))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One epoch of SFT beside stock TRL on the same tokens, model, precision and optimizer steps.
 
-    python -m perf.sft [--rows 64] [--batch 8] [--dtype float32] [--quantization nf4] [--repeats 2]
+    python -m perf.sft [--rows 64] [--batch 8] [--dtype float32] [--quantization nf4] [--repeats 1]
 
 Needs models/base and data/raw/sft (`dvc repro fetch_model fetch_sft_data`) and a quiet machine. Our side is the stage `sft`; TRL's is its
 SFTTrainer as it comes: a padded batch, the LoRA adapter of the same draw. TRL gets the rows tokenized and in the same order, so both take the
@@ -12,6 +12,7 @@ import csv
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -126,38 +127,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
+    beside("perf.sft", parser, (prepare, ours, trl))
+
+
+def beside(module: str, parser: argparse.ArgumentParser, sides: tuple[Callable, Callable, Callable]) -> None:
+    """Read the arguments, and run the one side that they name, or both in turns, after what both need."""
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--quantization", choices=["none", "nf4"], default="nf4")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--checkpointing", action="store_true", help="TRL's side with gradient checkpointing, its default")
-    parser.add_argument("--side", choices=["prepare", *SIDES], help=argparse.SUPPRESS)
+    by_name = {side.__name__: side for side in sides}
+    parser.add_argument("--side", choices=list(by_name), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        print(json.dumps(globals()[arguments.side](arguments, arguments.folder) or {}))
-        return
-    report("perf.sft", arguments, SIDES)
+        print(json.dumps(by_name[arguments.side](arguments, arguments.folder) or {}))
+    else:
+        report(module, arguments)
 
 
-def report(module: str, arguments: argparse.Namespace, sides: tuple[str, ...]) -> None:
+def report(module: str, arguments: argparse.Namespace) -> None:
     """Run the sides in turns and print them, and the ratios of their sums."""
     flags = [f"--{key}={value}" for key, value in vars(arguments).items() if value is not None and not isinstance(value, bool)]
     flags += [f"--{key}" for key, value in vars(arguments).items() if value is True]
-    found: dict[str, list[dict]] = {side: [] for side in sides}
+    found: dict[str, list[dict]] = {side: [] for side in SIDES}
     (ROOT / ".dvc" / "tmp").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / ".dvc" / "tmp") as folder:
         measured(module, [*flags, "--side=prepare", f"--folder={folder}"], Path(folder))
         print("side seconds tokens peak_MiB losses")
         for _ in range(arguments.repeats):
-            for side in sides:
+            for side in SIDES:
                 one = measured(module, [*flags, f"--side={side}", f"--folder={folder}"], Path(folder))
                 found[side].append(one)
                 losses = " ".join(f"{loss:.4f}" for loss in one["losses"])
                 print(f"{side} {one['seconds']:.1f} {one['tokens']} {one['peak_mib']:.0f} {losses}", flush=True)
     for key in ("seconds", "tokens", "peak_mib"):
-        mine, theirs = (sum(one[key] for one in found[side]) for side in sides)
+        mine, theirs = (sum(one[key] for one in found[side]) for side in SIDES)
         print(f"{key}: {mine / theirs:.3f} of TRL's")
-    print(f"largest difference of a step's loss: {max(abs(a - b) for a, b in zip(*(found[side][0]['losses'] for side in sides), strict=True)):.4f}")
+    print(f"largest difference of a step's loss: {max(abs(a - b) for a, b in zip(*(found[side][0]['losses'] for side in SIDES), strict=True)):.4f}")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,17 @@ def dpo(settings: params.Params, base: Path, folder: Path) -> dict:
     return read_json(folder / "dpo.json")
 
 
+def all_of_training(settings: params.Params, base: Path, folder: Path) -> None:
+    """On the tiny rows: tokenizing, sft, reference and dpo."""
+    from tests import tiny
+
+    tokenize_sft(settings, base, tiny.alpaca_rows(), folder)
+    tokenize_dpo(settings, base, tiny.preference_rows(), folder)
+    sft(settings, base, folder)
+    reference(settings, base, folder)
+    dpo(settings, base, folder)
+
+
 def training_rows(folder: Path):
     from stages import training
 

@@ -28,11 +28,7 @@ TOLERANCE = 2e-3
 def found(folder: Path, world: Path, case: str) -> dict[str, list[dict[str, float]]]:
     settings = changed(params.load(world / "params.yaml"), CASES[case] | {"sft.epochs": 3.0, "dpo.steps": 4})
     base = world / "tiny" / "model"
-    steps.tokenize_sft(settings, base, tiny.alpaca_rows(), folder)
-    steps.tokenize_dpo(settings, base, tiny.preference_rows(), folder)
-    steps.sft(settings, base, folder)
-    steps.reference(settings, base, folder)
-    steps.dpo(settings, base, folder)
+    steps.all_of_training(settings, base, folder)
     curves = {}
     for stage in ("sft", "dpo"):
         header, *lines = [line.split(",") for line in (folder / f"{stage}.csv").read_text().splitlines()]

@@ -38,11 +38,7 @@ def together(folder: Path, world: Path, processes: int, method: str, prefix: tup
         },
     )  # fmt: skip
     base = world / "tiny" / "model"
-    steps.tokenize_sft(settings, base, tiny.alpaca_rows(), folder)
-    steps.tokenize_dpo(settings, base, tiny.preference_rows(), folder)
-    steps.sft(settings, base, folder)
-    steps.reference(settings, base, folder)
-    steps.dpo(settings, base, folder)
+    steps.all_of_training(settings, base, folder)
     home = folder / "home"
     home.mkdir()
     with (home / "params.yaml").open("w") as file:
