@@ -54,9 +54,14 @@ def command(main: Callable[[], None]) -> None:
 def end_with_parent(parent: int | None = None) -> None:
     """Have Linux end this process when the one that started it is gone (PR_SET_PDEATHSIG of prctl(2)): a stage whose `dvc` was killed
     would go on alone, beside the next one. SIGTERM, so that training saves a checkpoint first. A fork passes its `parent`."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    die_with_parent(signal.SIGTERM)
     if os.getppid() != (parent or STARTED_BY.get(os.getpid(), os.getppid())):
         os._exit(1)
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Which signal this process gets when its parent ends; 0 for none."""
+    ctypes.CDLL(None).prctl(1, signal_number)
 
 
 def disk_full(error: BaseException | None) -> bool:

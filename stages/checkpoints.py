@@ -24,7 +24,7 @@ import xxhash
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from stages import InputError, launch
+from stages import InputError, die_with_parent, launch
 from stages.records import digest, write_json
 
 KEPT = 2
@@ -162,10 +162,13 @@ class Checkpoints(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"records": self.records}}
 
     def ask_to_end(self, *_: Any) -> None:
-        """Asked once more, or after GRACE, the process ends at once."""
+        """Asked once more, or after GRACE, the process ends at once. That its parent ends, asked along with it, is not asking once more."""
         self.asked_to_end = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        die_with_parent(0)
+        if launch.world_size() == 1:
+            # a launcher asks its processes several times by itself
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.alarm(GRACE)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:

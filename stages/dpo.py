@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import torch
+import trl.trainer.dpo_trainer
 from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 
@@ -32,6 +33,10 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-1}
 """Largest difference, in nats an answer, between the policy before training and the cached reference."""
 
 
+# TRL's key of its own cache of the reference: a hash of all weights, for nothing
+trl.trainer.dpo_trainer.hash_module = lambda _: None
+
+
 class CachedReferenceTrainer(DPOTrainer):
     """DPOTrainer on tokenized pairs whose rows bring their reference log-probs along."""
 
@@ -51,7 +56,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     inputs = [paths.base, paths.adapter, paths.data, paths.reference, template, launch.config(paths.configs, settings.model.quantization)]
     with checkpoints.kept(paths.checkpoints, settings.model_dump(include={"seed", "model", "reference", "dpo"}), inputs) as run:
         saving = checkpoints.Checkpoints()
-        shared = training.arguments(settings.dpo, settings.model.dtype, settings.seed, settings.dpo.steps, run, launch.world_size())
+        shared = training.arguments(settings.dpo, settings.seed, settings.dpo.steps, run, launch.world_size())
         config = DPOConfig(
             **shared,
             beta=settings.dpo.beta,
@@ -68,6 +73,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
             # the trainer's own frozen copy of the adapter, which the cached log-probs replace
             model.delete_adapter("ref")
         pairs.share_prompts(model)
+        modeling.compute_in(model, settings.model.dtype)
         policy = trainer.accelerator.unwrap_model(trainer.model)
         parts = {"train": train.take(min(MEASURED_PAIRS, len(train))), "held_out": held_out}
 
@@ -108,7 +114,7 @@ def with_reference(paths: argparse.Namespace, part: str) -> datasets.Dataset:
 def rewards(policy: modeling.Policy, rows: datasets.Dataset, pad_token_id: int, settings: params.Params, label: str) -> dict[str, float]:
     """Means over pairs: reward margin, DPO's own loss, whichever is trained on, the answers' log-probs, and the share of pairs whose chosen
     answer has the higher reward (a tie counts half)."""
-    found = pairs.log_probs(policy, rows, pad_token_id, settings.model.dtype, settings.reference.batch_size, label)
+    found = pairs.log_probs(policy, rows, pad_token_id, settings.reference.batch_size, label)
     chosen, rejected = (
         torch.tensor(found[key], dtype=torch.float64) - torch.tensor(rows[f"ref_{key}_logps"], dtype=torch.float64)
         for key in ("chosen", "rejected")

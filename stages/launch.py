@@ -6,6 +6,7 @@ machine without GPUs over as many processes. In a Slurm job of several nodes, th
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -15,6 +16,10 @@ from stages import InputError, end_with_parent
 
 LAUNCHED = "REPROTUNE_LAUNCHED"
 """Set in the processes that the launcher starts, so that they do the work."""
+
+
+PATIENCE = 900
+"""Seconds that processes which are asked to end have for the step under way and a checkpoint."""
 
 
 def processes() -> int:
@@ -44,8 +49,12 @@ def relaunched(module: str, config: Path) -> bool:
     print(f"{module}: {count} processes on {nodes()} nodes under accelerate and DeepSpeed ({config})", flush=True)
     launcher = on_all_nodes() if nodes() > 1 else [sys.executable, "-m", "accelerate.commands.launch"]
     command = [*launcher, "--config_file", str(config), "--num_processes", str(count), "--module", module, *sys.argv[1:]]
-    status = subprocess.run(command, env=os.environ | {LAUNCHED: "1"}, preexec_fn=partial(end_with_parent, os.getpid())).returncode
-    if status:
+    # asked to end, torch's launcher gives its processes this long to save
+    environment = os.environ | {LAUNCHED: "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(PATIENCE)}
+    process = subprocess.Popen(command, env=environment, preexec_fn=partial(end_with_parent, os.getpid()))
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda number, _: process.send_signal(signal.SIGTERM))
+    if status := process.wait():
         sys.exit(status)
     return True
 

@@ -10,7 +10,9 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -171,12 +173,28 @@ def bare(policy: Policy) -> PreTrainedModel:
     return policy.get_base_model() if isinstance(policy, PeftModel) else policy
 
 
+def compute_in(policy: Policy, dtype: str) -> None:
+    """Have the model compute in model.dtype, whatever runs it: with bfloat16, its float32 weights stay as they are and are rounded where they are used.
+
+    DeepSpeed and accelerate have settings of their own for this, of which DeepSpeed's rounds the weights of an adapter.
+    """
+    model = bare(policy)
+    forward = model.forward
+
+    @wraps(forward)
+    def computing(*given: Any, **named: Any) -> Any:
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+            return forward(*given, **named)
+
+    model.forward = computing
+
+
 @contextmanager
-def measuring(policy: Policy, dtype: str) -> Iterator[None]:
-    """No gradients, no dropout, and the arithmetic of training: model.dtype's."""
+def measuring(policy: Policy) -> Iterator[None]:
+    """No gradients, no dropout."""
     training = policy.training
     policy.eval()
-    with torch.no_grad(), torch.autocast(policy.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+    with torch.no_grad():
         yield
     policy.train(training)
 

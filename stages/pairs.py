@@ -27,7 +27,7 @@ PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1", "label_mask")
 
 
 def log_probs(
-    policy: Policy, rows: datasets.Dataset, pad_token_id: int, dtype: str, batch_size: int, label: str, run: Path | None = None
+    policy: Policy, rows: datasets.Dataset, pad_token_id: int, batch_size: int, label: str, run: Path | None = None
 ) -> dict[str, list[float]]:
     """Summed log-probs, in nats, of each pair's chosen and rejected answer given its prompt, in the order of `rows`.
 
@@ -52,7 +52,7 @@ def log_probs(
         return found
 
     last_saved = time.monotonic()
-    with measuring(policy, dtype):
+    with measuring(policy):
         for found in training.dealt_out(batches, compute, label, done=len(sums)):
             sums.append(found)
             if run is not None and launch.is_main() and len(sums) < len(batches) and time.monotonic() - last_saved >= checkpoints.interval():

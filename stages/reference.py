@@ -19,16 +19,18 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     launch.join()
     template = paths.templates / f"{settings.model.chat_template}.jinja"
     tokenizer = load_tokenizer(paths.base, template)
-    model = modeling.load_policy(paths.base, paths.adapter, settings.model)
+    # as DPO will have it: whole weights in float32
+    model = modeling.load_policy(paths.base, paths.adapter, settings.model, trainable=True)
     add_fused_lm_head(modeling.bare(model))
     pairs.share_prompts(model)
+    modeling.compute_in(model, settings.model.dtype)
     inputs = [paths.base, paths.adapter, paths.data, template]
     with checkpoints.kept(paths.checkpoints, settings.model_dump(include={"seed", "model", "reference"}), inputs) as run:
         found = {}
         for part in ("train", "held_out"):
             rows = training.shards(paths.data, part)
             size = settings.reference.batch_size
-            found[part] = pairs.log_probs(model, rows, tokenizer.pad_token_id, settings.model.dtype, size, f"reference log-probs, {part}", run / part)
+            found[part] = pairs.log_probs(model, rows, tokenizer.pad_token_id, size, f"reference log-probs, {part}", run / part)
         if launch.is_main():
             with filling(paths.out) as folder:
                 for part, values in found.items():

@@ -10,13 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow.compute as pc
 from trl import SFTConfig, SFTTrainer
 
 from stages import checkpoints, command, launch, modeling, params, training
 from stages.chat import IGNORED, load_tokenizer
 from stages.records import write_json
 
-CURVE = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "tokens": "num_tokens", "token_accuracy": "mean_token_accuracy"}
+CURVE = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "tokens": "num_tokens"}
 
 
 def run(settings: params.Params, paths: argparse.Namespace) -> None:
@@ -25,13 +27,15 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(paths.base, template)
     train, held_out = (training.shards(paths.data, part) for part in ("train", "held_out"))
     model = modeling.new_policy(paths.base, settings.model, settings.lora, settings.seed)
+    if settings.model.attention == "sdpa":
+        modeling.bare(model).set_attn_implementation(training.BY_EXAMPLE)
     training.check_labels(train)
     training.check_isolation(model, train, settings.model)
     inputs = [paths.base, paths.data, template, launch.config(paths.configs, settings.model.quantization)]
     with checkpoints.kept(paths.checkpoints, settings.model_dump(include={"seed", "model", "lora", "sft"}), inputs) as run:
         saving = checkpoints.Checkpoints()
         steps = math.ceil(len(train) * settings.sft.epochs / settings.sft.global_batch_size)
-        shared = training.arguments(settings.sft, settings.model.dtype, settings.seed, steps, run, launch.world_size())
+        shared = training.arguments(settings.sft, settings.seed, steps, run, launch.world_size())
         config = SFTConfig(
             **shared,
             neftune_noise_alpha=settings.sft.neftune_noise_alpha,
@@ -42,10 +46,11 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
         rows = training.batches(train, ["input_ids"], steps, settings.sft.global_batch_size, settings.seed)
         with modeling.adapter_dtype_kept(model):
             trainer = SFTTrainer(model, config, train_dataset=rows, processing_class=tokenizer, callbacks=[saving, training.FiniteLoss()])
+        modeling.compute_in(model, settings.model.dtype)
         policy = trainer.accelerator.unwrap_model(trainer.model)
 
         def measure(label: str) -> dict[str, float]:
-            return {"loss": training.loss_per_token(policy, held_out, tokenizer.pad_token_id, settings.model.dtype, settings.sft.micro_batch_size, label)}
+            return {"loss": training.loss_per_token(policy, held_out, tokenizer.pad_token_id, settings.sft.micro_batch_size, label)}
 
         trainer.add_callback(training.Measuring(saving, settings.sft.measurements, steps, partial(measure, "held-out rows before"), measure))
         checkpoints.train(trainer, saving, run)
@@ -56,17 +61,16 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
                 modeling.save_policy(policy, tokenizer, paths.base, settings.model.dtype, paths.out)
         if launch.is_main():
             curve = training.curve(trainer.state.log_history, CURVE)
-            lengths = [length for row in train for length in row["seq_lengths"]]
-            flops = training.flops_per_token(policy, sum(lengths) / len(lengths))
+            flops = training.flops_per_token(policy, pc.mean(pc.list_flatten(train.data.column("seq_lengths"))).as_py())
             on_the_way = [{"step": 0, **before}, *saving.records["held_out"], {"step": steps, **after}]
             training.write_curves(paths.plots, "sft", curve, on_the_way, training.speed(curve, saving.records, flops, settings.model.dtype))
             write_json(paths.metrics, summary(curve, before["loss"], after["loss"], labelled(held_out)))
         trainer.accelerator.end_training()
 
 
-def labelled(rows) -> int:
+def labelled(rows: datasets.Dataset) -> int:
     """Tokens that the loss is measured on; the first of an example is never predicted, and never labelled."""
-    return sum(label != IGNORED for row in rows for label in row["labels"])
+    return pc.sum(pc.not_equal(pc.list_flatten(rows.data.column("labels")), IGNORED)).as_py()
 
 
 def summary(rows: list[dict[str, float]], before: float, after: float, tokens: int) -> dict[str, Any]:

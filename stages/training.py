@@ -20,7 +20,8 @@ import torch
 import trl.trainer.utils
 from datasets.table import InMemoryTable
 from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import AttentionInterface, TrainerCallback
+from transformers.integrations.sdpa_attention import repeat_kv
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from stages import InputError, checkpoints, first_line, launch
@@ -37,7 +38,7 @@ Result = TypeVar("Result")
 trl.trainer.utils._use_triton = lambda _: True
 
 
-def arguments(settings: Training, dtype: str, seed: int, steps: int, folder: Path, processes: int) -> dict[str, Any]:
+def arguments(settings: Training, seed: int, steps: int, folder: Path, processes: int) -> dict[str, Any]:
     """Keyword arguments for TRL's SFTConfig and DPOConfig alike; checkpoints lie in `folder`, saved when `checkpoints` says.
 
     Rows come in the order of `batches`, so that no split of a global batch over devices and accumulation changes what is in it.
@@ -71,7 +72,8 @@ def arguments(settings: Training, dtype: str, seed: int, steps: int, folder: Pat
         "max_grad_norm": settings.max_grad_norm,
         "gradient_checkpointing": settings.gradient_checkpointing,
         "use_liger_kernel": settings.use_liger_kernel,
-        "bf16": dtype == "bfloat16",
+        # models compute in their dtype by themselves
+        "bf16": False,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "seed": seed,
@@ -157,7 +159,7 @@ def write_curves(plots: Path, stage: str, rows: list[dict[str, float]], held_out
         write_csv(plots / f"{name}.csv", table, list(table[0]))
 
 
-def speed(rows: list[dict[str, float]], records: Mapping[str, list[float]], flops_per_token: float, dtype: str) -> list[dict[str, float]]:
+def speed(rows: list[dict[str, float]], records: Mapping[str, list[float]], flops_per_token: float | None, dtype: str) -> list[dict[str, float]]:
     """A row a step: seconds, tokens a second, peak memory in MiB, and MFU, in percent of what the devices can do, where that is known."""
     peak = device_flops(dtype)
     tokens = [0, *(row["tokens"] for row in rows)]
@@ -165,25 +167,29 @@ def speed(rows: list[dict[str, float]], records: Mapping[str, list[float]], flop
     for row, took, memory, (before, after) in zip(rows, records["seconds"], records["memory_mib"], pairwise(tokens), strict=True):
         per_second = (after - before) / took
         found.append({"step": row["step"], "seconds": round(took, 3), "tokens_per_second": round(per_second, 1), "memory_mib": round(memory)})
-        if peak is not None:
+        if peak is not None and flops_per_token is not None:
             found[-1]["mfu"] = round(trl.trainer.utils.compute_mfu(flops_per_token, per_second, launch.world_size(), peak), 2)
     return found
 
 
-def flops_per_token(policy: Policy, length: float) -> float:
+def flops_per_token(policy: Policy, length: float) -> float | None:
     """Of a training step on examples of `length` tokens: forward, backward through all activations, and through the weights that are trained.
 
-    TRL's own count takes all weights to be trained; an adapter's are so few that its base's part of the backward pass falls away.
+    TRL's own count takes all weights to be trained; an adapter's are so few that its base's part of the backward pass falls away. None for
+    an architecture that TRL cannot count.
     """
-    whole = trl.trainer.utils.compute_flops_per_token(bare(policy).config.get_text_config(), round(length))
+    try:
+        whole = trl.trainer.utils.compute_flops_per_token(bare(policy).config.get_text_config(), round(length))
+    except AttributeError:
+        return None
     return whole if bare(policy) is policy else whole * 2 / 3
 
 
 def device_flops(dtype: str) -> float | None:
-    """What one device can do a second: a GPU by its maker's data, a CPU by what a large matrix product reaches on it now."""
+    """What one device can do a second: a GPU by its maker's data, a CPU by what a large product in float32 reaches on it now."""
     if torch.cuda.is_available():
         return trl.trainer.utils.get_peak_flops(torch.cuda.get_device_name(), dtype)
-    one = torch.ones(PROBE, PROBE, dtype=getattr(torch, dtype))
+    one = torch.ones(PROBE, PROBE)
     took = []
     for _ in range(3):
         begin = time.monotonic()
@@ -207,6 +213,36 @@ def check_labels(rows: datasets.Dataset) -> None:
     found = np.logical_or.reduceat(labels.flatten().to_numpy() != IGNORED, starts)
     if not found.all():
         raise InputError(f"data/tokenized/sft: row {int(np.argmin(found))} has no label to train on; `dvc repro tokenize_sft` makes the rows anew")
+
+
+BY_EXAMPLE = "sdpa_by_example"
+"""Name, among transformers' attentions, of the one below."""
+
+
+def attention_by_example(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, scaling: float,
+    position_ids: torch.Tensor, dropout: float = 0.0, sliding_window: int | None = None, **_: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Causal attention within each of the examples that lie one behind another in one row, told apart by their positions.
+
+    sdpa would compute all pairs of tokens of the row, under a mask that its fast kernels do not take.
+
+    Args:
+        query: (1, heads, tokens, width); key and value have as many heads or a divisor of that.
+    """
+    groups = query.shape[1] // key.shape[1]
+    starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
+    lengths = [end - start for start, end in pairwise([*starts, query.shape[2]])]
+    parts = []
+    for one in zip(*(whole.split(lengths, dim=2) for whole in (query, repeat_kv(key, groups), repeat_kv(value, groups))), strict=True):
+        length, mask = one[0].shape[2], None
+        if sliding_window is not None and length > sliding_window:
+            mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - sliding_window)
+        parts.append(torch.nn.functional.scaled_dot_product_attention(*one, mask, dropout, is_causal=mask is None, scale=scaling))
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(BY_EXAMPLE, attention_by_example)
 
 
 ISOLATION = {"float32": 1e-3, "bfloat16": 1.0}
@@ -233,7 +269,7 @@ def check_isolation(model: Policy, rows: datasets.Dataset, settings: Model) -> N
         return
     first, second = (torch.tensor([ids], device=model.device) for ids in found[:2])
     positions = torch.cat([torch.arange(ids.shape[1], device=model.device) for ids in (first, second)])[None]
-    with measuring(model, settings.dtype):
+    with measuring(model):
         alone = model(input_ids=second, use_cache=False).logits[0]
         behind = model(input_ids=torch.cat([first, second], dim=1), position_ids=positions, use_cache=False).logits[0, first.shape[1] :]
     difference = float((behind - alone).abs().max())
@@ -246,7 +282,7 @@ def check_isolation(model: Policy, rows: datasets.Dataset, settings: Model) -> N
         )
 
 
-def loss_per_token(model: Policy, rows: datasets.Dataset, pad_token_id: int, dtype: str, batch_size: int, label: str) -> float:
+def loss_per_token(model: Policy, rows: datasets.Dataset, pad_token_id: int, batch_size: int, label: str) -> float:
     """Mean negative log-likelihood, in nats, of the labelled tokens of packed rows."""
     collate = DataCollatorForLanguageModeling(pad_token_id, padding_free=True)
 
@@ -256,7 +292,7 @@ def loss_per_token(model: Policy, rows: datasets.Dataset, pad_token_id: int, dty
         outputs = model(**inputs, fused_lm_head=True)
         return -float(outputs.log_probs.double().sum()), int(outputs.label_mask.sum())
 
-    with measuring(model, dtype):
+    with measuring(model):
         losses, counts = zip(*dealt_out(range(0, len(rows), batch_size), loss, label), strict=True)
     return sum(losses) / sum(counts)
 

@@ -130,7 +130,7 @@ def test_a_preference_is_learned_whichever_way_it_goes(swapped, tuned, model, tm
 
     policy = modeling.load_policy(model, tmp_path / "dpo", settings.model)
     add_fused_lm_head(modeling.bare(policy))
-    found = pairs.log_probs(policy, rows, tokenizer_pad, "float32", 4, "check")
+    found = pairs.log_probs(policy, rows, tokenizer_pad, 4, "check")
     reference = read_parquet(tmp_path / "reference" / "held_out.parquet").to_pydict()
     sings, sleeps = ("rejected", "chosen") if swapped else ("chosen", "rejected")
     rise = [

@@ -94,6 +94,44 @@ def test_more_processes_and_other_methods_do_what_one_does(processes, method, wo
 
 @needs_compiler
 @pytest.mark.soak
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_several_processes_asked_to_end_save_and_go_on(quantization, world, tmp_path):
+    """Under ZeRO-2 and ZeRO-3: SIGTERM to the stage, then the next run ends with the bytes of an undisturbed one."""
+    settings = changed(
+        params.load(world / "params.yaml"),
+        {"model.quantization": quantization, "sft.global_batch_size": 4, "sft.micro_batch_size": 1, "sft.epochs": 20.0, "lora.dropout": 0.1},
+    )
+    base = world / "tiny" / "model"
+    steps.tokenize_sft(settings, base, tiny.alpaca_rows(), tmp_path)
+    with (tmp_path / "params.yaml").open("w") as file:
+        YAML().dump(settings.model_dump(), file)
+
+    def begin(name: str) -> subprocess.Popen:
+        out = tmp_path / name
+        command = f"-m stages.sft --base {base} --data {tmp_path}/sft_tokens --templates {steps.TEMPLATES} --configs {steps.CONFIGS}"
+        command += f" --checkpoints {out}/checkpoints --out {out}/sft --metrics {out}/sft.json --plots {out}"
+        environment = os.environ | {"REPROTUNE_PROCESSES": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tiny.ROOT)}
+        return subprocess.Popen([sys.executable, *command.split()], cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    process = begin("whole")
+    printed = process.communicate()[0]
+    assert process.returncode == 0, printed[-3000:]
+    process = begin("ended")
+    printed = ""
+    while printed.count("'loss'") < 3 and (line := process.stdout.readline()):
+        printed += line
+    process.terminate()
+    printed += process.communicate()[0]
+    assert process.returncode != 0 and "ended on request at step" in printed, printed[-3000:]
+    process = begin("ended")
+    printed = process.communicate()[0]
+    assert process.returncode == 0 and "going on from checkpoint-" in printed, printed[-3000:]
+    for name in ("sft/adapter_model.safetensors", "sft.csv", "sft.json", "sft_held_out.csv"):
+        assert (tmp_path / "ended" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@needs_compiler
+@pytest.mark.soak
 @pytest.mark.skipif(slurm_cluster.missing() is not None, reason=f"a Slurm cluster: {slurm_cluster.missing()}")
 def test_two_slurm_nodes_do_what_one_process_does(world, tmp_path):
     with slurm_cluster.cluster() as environment:

@@ -8,7 +8,7 @@ import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer, GenerationConfig
 
-from stages import modeling
+from stages import modeling, training
 from stages.chat import load_tokenizer
 from tests import steps
 from tests.conftest import changed
@@ -70,15 +70,15 @@ def as_a_user_would(adapter: Path, rows: list[dict]) -> None:
         assert tokenizer.decode(out, skip_special_tokens=True) in RULE.values()
 
 
-@pytest.mark.parametrize(("quantization", "attention"), [("none", "sdpa"), ("nf4", "sdpa"), ("none", "eager")])
+@pytest.mark.parametrize(("quantization", "attention"), [("none", "sdpa"), ("nf4", "sdpa"), ("none", "eager"), ("none", training.BY_EXAMPLE)])
 def test_packed_logits_equal_unpacked_logits(quantization, attention, settings, model, tmp_path):
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from stages import training
 
     settings = changed(settings, {"model.quantization": quantization})
     steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
-    base = modeling.load_base(model, changed(settings, {"model.attention": attention}).model)
+    base = modeling.load_base(model, settings.model)
+    base.set_attn_implementation(attention)
     for row in training.shards(tmp_path / "sft_tokens", "train"):
         batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([row])
         with torch.no_grad():
@@ -101,7 +101,7 @@ def test_an_attention_that_cannot_keep_examples_apart_is_refused(settings, model
     from transformers import AutoModelForCausalLM
     from transformers.modeling_utils import AttentionInterface
 
-    from stages import InputError, training
+    from stages import InputError
 
     steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
     rows = training.shards(tmp_path / "sft_tokens", "train")
@@ -149,7 +149,7 @@ def test_the_curve_has_a_row_a_step(settings, model, tmp_path):
     steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
     metrics = steps.sft(settings, model, tmp_path)
     header, *lines = (tmp_path / "sft.csv").read_text().splitlines()
-    assert header == "step,loss,learning_rate,grad_norm,tokens,token_accuracy"
+    assert header == "step,loss,learning_rate,grad_norm,tokens"
     assert len(lines) == metrics["steps"]
     assert (tmp_path / "sft_speed.csv").read_text().splitlines()[0] == "step,seconds,tokens_per_second,memory_mib,mfu"
     held_out = [line.split(",") for line in (tmp_path / "sft_held_out.csv").read_text().splitlines()]
@@ -268,7 +268,6 @@ def test_a_global_batch_has_the_same_gradients_however_it_is_split(settings, mod
 def test_every_pass_is_over_all_rows_in_another_order():
     import datasets
 
-    from stages import training
 
     rows = datasets.Dataset.from_dict({"number": list(range(6)), "ids": [[0] * (1 + n % 4) for n in range(6)]})
     found = training.batches(rows, ["ids"], 7, 3, 1)
@@ -283,7 +282,6 @@ def test_every_pass_is_over_all_rows_in_another_order():
 
 @pytest.mark.parametrize("method", ["dora", "full"])
 def test_other_methods_learn_and_are_loaded(method, settings, model, tmp_path):
-    from stages import training
 
     settings = changed(settings, {"lora.method": method, "model.quantization": "nf4" if method == "dora" else "none", "sft.epochs": 4.0, "sft.learning_rate": 5e-3})
     steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
@@ -294,7 +292,7 @@ def test_other_methods_learn_and_are_loaded(method, settings, model, tmp_path):
 
     add_fused_lm_head(modeling.bare(policy))
     rows = training.shards(tmp_path / "sft_tokens", "held_out")
-    assert training.loss_per_token(policy, rows, 0, "float32", 2, "again") == pytest.approx(loss["after"], rel=1e-5)
+    assert training.loss_per_token(policy, rows, 0, 2, "again") == pytest.approx(loss["after"], rel=1e-5)
     steps.tokenize_dpo(settings, model, preference_rows(), tmp_path)
     steps.reference(settings, model, tmp_path)
     found = steps.measured(steps.dpo(settings, model, tmp_path))["training pairs", "reward margin"]
@@ -331,9 +329,28 @@ def test_schedules_warm_up(schedule, expected, settings, model, tmp_path):
 def test_a_row_without_labels_stops_the_run():
     import datasets
 
-    from stages import InputError, training
+    from stages import InputError
 
     rows = [{"labels": [-100, 5]}, {"labels": [-100, -100, -100]}, {"labels": [-100, 7, -100]}]
     with pytest.raises(InputError, match="row 1 has no label to train on"):
         training.check_labels(datasets.Dataset.from_list(rows))
     training.check_labels(datasets.Dataset.from_list([rows[0], rows[2]]))
+
+
+@pytest.mark.parametrize(("method", "quantization"), [("lora", "nf4"), ("lora", "none"), ("dora", "none"), ("full", "none")])
+def test_bfloat16_computes_all_the_way(method, quantization, settings, model, tmp_path):
+    """Through the three stages: weights that are trained stay in float32, and DPO starts at its reference."""
+    from safetensors.torch import load_file
+
+    settings = changed(settings, {"model.dtype": "bfloat16", "lora.method": method, "model.quantization": quantization, "sft.gradient_checkpointing": True})
+    steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
+    loss = steps.measured(steps.sft(settings, model, tmp_path))["held-out rows", "loss"]
+    assert loss["after"] < loss["before"]
+    steps.tokenize_dpo(settings, model, preference_rows(), tmp_path)
+    steps.reference(settings, model, tmp_path)
+    steps.dpo(settings, model, tmp_path)
+    name, kept = ("model.safetensors", torch.bfloat16) if method == "full" else ("adapter_model.safetensors", torch.float32)
+    weights = load_file(tmp_path / "dpo" / name)
+    assert {weight.dtype for weight in weights.values()} == {kept}
+    if method != "full":
+        assert any((weight != weight.bfloat16().float()).any() for weight in weights.values()), "the adapter was rounded to bfloat16"
