@@ -15,7 +15,7 @@ repro: setup
 
 test: setup
 	@echo "== pytest: the tests; the end-to-end one takes a few minutes"
-	@python -m pytest
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	@echo "== done: all tests passed"
 
 soak: setup

@@ -10,10 +10,16 @@ from stages import params
 from tests import tiny
 
 ROOT = tiny.ROOT
-os.environ["OMP_NUM_THREADS"] = "2"
+# `make test` runs two workers, and more threads than cores slow each other many times over
+os.environ["OMP_NUM_THREADS"] = "1"
 # the same examples on every run, and no failure for a machine that is busy
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that no worker is left alone with it."""
+    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
 
 
 @pytest.fixture(scope="session")
