@@ -129,9 +129,13 @@ def latest(run: Path) -> Path | None:
                 break
             print(f"{checkpoint} is incomplete or damaged: passed over", flush=True)
             shutil.rmtree(checkpoint)
-    wait_for_all()
-    left = found_in(run)
-    return left[-1] if left else None
+    left = [path.name for path in found_in(run)[-1:]] if launch.is_main() else []
+    if torch.distributed.is_initialized():
+        # the others ask no folder of their own: on a shared file system it may show what is gone
+        names = [left]
+        torch.distributed.broadcast_object_list(names)
+        left = names[0]
+    return run / left[0] if left else None
 
 
 def wait_for_all() -> None:

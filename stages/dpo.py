@@ -72,7 +72,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
         if isinstance(model, PeftModel):
             # the trainer's own frozen copy of the adapter, which the cached log-probs replace
             model.delete_adapter("ref")
-        pairs.share_prompts(model)
+        shared_prompts = pairs.share_prompts(model)
         modeling.compute_in(model, settings.model.dtype)
         policy = trainer.accelerator.unwrap_model(trainer.model)
         parts = {"train": train.take(min(MEASURED_PAIRS, len(train))), "held_out": held_out}
@@ -95,9 +95,10 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
         if launch.is_main():
             curve = training.curve(trainer.state.log_history, CURVE)
             flops = training.flops_per_token(policy, curve[-1]["tokens"] / (2 * settings.dpo.steps * settings.dpo.global_batch_size))
+            computed = pairs.lengths(rows, shared_prompts).reshape(settings.dpo.steps, -1).sum(axis=1).tolist()
             on_the_way = [{"step": 0, **before["held_out"]}, *saving.records["held_out"], {"step": settings.dpo.steps, **after["held_out"]}]
             held_out_curve = [{"step": row["step"], **{name.replace(" ", "_").replace("-", "_"): row[key] for key, name in MEASURES.items()}} for row in on_the_way]
-            training.write_curves(paths.plots, "dpo", curve, held_out_curve, training.speed(curve, saving.records, flops, settings.model.dtype))
+            training.write_curves(paths.plots, "dpo", curve, held_out_curve, training.speed(computed, saving.records, flops, settings.model.dtype))
             write_json(paths.metrics, summary(curve, before, after))
         trainer.accelerator.end_training()
 

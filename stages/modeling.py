@@ -114,16 +114,17 @@ def new_policy(base: Path, model: Model, lora: Lora, seed: int) -> Policy:
                 known = sorted({name.split(".")[-1] for name, module in loaded.named_modules() if isinstance(module, torch.nn.Linear)})
                 raise InputError(f"params.yaml: lora.target_modules: found {target!r}, expected the end of a layer's name, such as {known}")
     set_seed(seed)
-    return get_peft_model(
-        loaded,
-        LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            use_dora=lora.method == "dora",
-            task_type="CAUSAL_LM",
-        ),
+    return get_peft_model(loaded, adapter_config(lora))
+
+
+def adapter_config(lora: Lora) -> LoraConfig:
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        use_dora=lora.method == "dora",
+        task_type="CAUSAL_LM",
     )
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow.compute as pc
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput
 
@@ -63,17 +65,18 @@ def log_probs(
     return {"chosen": [of_row[index][0] for index in range(len(rows))], "rejected": [of_row[index][1] for index in range(len(rows))]}
 
 
-def share_prompts(policy: Policy) -> bool:
-    """Have TRL's fused head, which the policy has, compute each prompt once for both answers; False where the model cannot.
-
-    It cannot if a layer sees less than all that comes before, or if its attention takes no mask.
-    """
-    model = bare(policy)
-    config = model.config.get_text_config()
+def can_share_prompts(config: PreTrainedConfig) -> bool:
+    """False if a layer sees less than all that comes before, or if the attention takes no mask; a mixture of experts also asks for its router's loss."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     narrow = kinds != {"full_attention"} or getattr(config, "sliding_window", None)
-    # a mixture of experts also asks for its router's loss
-    if narrow or hasattr(config, "output_router_logits") or config._attn_implementation not in ("sdpa", "eager"):
+    return not narrow and not hasattr(config, "output_router_logits") and config._attn_implementation in ("sdpa", "eager")
+
+
+def share_prompts(policy: Policy) -> bool:
+    """Have TRL's fused head, which the policy has, compute each prompt once for both answers; False where the model cannot."""
+    model = bare(policy)
+    config = model.config.get_text_config()
+    if not can_share_prompts(config):
         return False
     fused = model.forward
 
@@ -84,6 +87,13 @@ def share_prompts(policy: Policy) -> bool:
 
     model.forward = types.MethodType(forward, model)
     return True
+
+
+def lengths(rows: datasets.Dataset, shared_prompts: bool) -> np.ndarray:
+    """Tokens that each pair is computed as: one row of prompt, chosen, the prompt's last token and rejected, or two with the prompt in each."""
+    table = rows.with_format("arrow")[:]
+    prompt, chosen, rejected = (pc.list_value_length(table[f"{name}_ids"]).to_numpy() for name in ("prompt", "chosen", "rejected"))
+    return chosen + rejected + (prompt + 1 if shared_prompts else 2 * prompt)
 
 
 def of_pairs(fused, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, as_bias: bool) -> FusedCausalLMOutput:

@@ -7,6 +7,7 @@ is in nats a token, over all labelled tokens of the held-out rows.
 import argparse
 import math
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,9 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
         if launch.is_main():
             curve = training.curve(trainer.state.log_history, CURVE)
             flops = training.flops_per_token(policy, pc.mean(pc.list_flatten(train.data.column("seq_lengths"))).as_py())
+            computed = [int(after - before) for before, after in pairwise([0, *(row["tokens"] for row in curve)])]
             on_the_way = [{"step": 0, **before}, *saving.records["held_out"], {"step": steps, **after}]
-            training.write_curves(paths.plots, "sft", curve, on_the_way, training.speed(curve, saving.records, flops, settings.model.dtype))
+            training.write_curves(paths.plots, "sft", curve, on_the_way, training.speed(computed, saving.records, flops, settings.model.dtype))
             write_json(paths.metrics, summary(curve, before["loss"], after["loss"], labelled(held_out)))
         trainer.accelerator.end_training()
 

@@ -159,14 +159,14 @@ def write_curves(plots: Path, stage: str, rows: list[dict[str, float]], held_out
         write_csv(plots / f"{name}.csv", table, list(table[0]))
 
 
-def speed(rows: list[dict[str, float]], records: Mapping[str, list[float]], flops_per_token: float | None, dtype: str) -> list[dict[str, float]]:
-    """A row a step: seconds, tokens a second, peak memory in MiB, and MFU, in percent of what the devices can do, where that is known."""
+def speed(tokens: Sequence[int], records: Mapping[str, list[float]], flops_per_token: float | None, dtype: str) -> list[dict[str, float]]:
+    """A row a step, of which `tokens` says how many it computed: seconds, tokens a second, peak memory in MiB, and MFU, in percent of what the devices can do,
+    where that is known."""
     peak = device_flops(dtype)
-    tokens = [0, *(row["tokens"] for row in rows)]
     found = []
-    for row, took, memory, (before, after) in zip(rows, records["seconds"], records["memory_mib"], pairwise(tokens), strict=True):
-        per_second = (after - before) / took
-        found.append({"step": row["step"], "seconds": round(took, 3), "tokens_per_second": round(per_second, 1), "memory_mib": round(memory)})
+    for step, (count, took, memory) in enumerate(zip(tokens, records["seconds"], records["memory_mib"], strict=True), start=1):
+        per_second = count / took
+        found.append({"step": step, "seconds": round(took, 3), "tokens_per_second": round(per_second, 1), "memory_mib": round(memory)})
         if peak is not None and flops_per_token is not None:
             found[-1]["mfu"] = round(trl.trainer.utils.compute_mfu(flops_per_token, per_second, launch.world_size(), peak), 2)
     return found
