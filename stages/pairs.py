@@ -65,18 +65,18 @@ def log_probs(
     return {"chosen": [of_row[index][0] for index in range(len(rows))], "rejected": [of_row[index][1] for index in range(len(rows))]}
 
 
-def can_share_prompts(config: PreTrainedConfig) -> bool:
+def can_share_prompts(config: PreTrainedConfig, attention: str) -> bool:
     """False if a layer sees less than all that comes before, or if the attention takes no mask; a mixture of experts also asks for its router's loss."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     narrow = kinds != {"full_attention"} or getattr(config, "sliding_window", None)
-    return not narrow and not hasattr(config, "output_router_logits") and config._attn_implementation in ("sdpa", "eager")
+    return not narrow and not hasattr(config, "output_router_logits") and attention in ("sdpa", "eager")
 
 
 def share_prompts(policy: Policy) -> bool:
     """Have TRL's fused head, which the policy has, compute each prompt once for both answers; False where the model cannot."""
     model = bare(policy)
     config = model.config.get_text_config()
-    if not can_share_prompts(config):
+    if not can_share_prompts(config, config._attn_implementation):
         return False
     fused = model.forward
 

@@ -230,9 +230,15 @@ def attention_by_example(
     Args:
         query: (1, heads, tokens, width); key and value have as many heads or a divisor of that.
     """
-    groups = query.shape[1] // key.shape[1]
     starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
-    lengths = [end - start for start, end in pairwise([*starts, query.shape[2]])]
+    return attention_in_parts(query, key, value, [end - start for start, end in pairwise([*starts, query.shape[2]])], scaling, dropout, sliding_window)
+
+
+def attention_in_parts(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scaling: float, dropout: float, sliding_window: int | None
+) -> tuple[torch.Tensor, None]:
+    """Of examples of these lengths; (rows, tokens, heads, width)."""
+    groups = query.shape[1] // key.shape[1]
     parts = []
     for one in zip(*(whole.split(lengths, dim=2) for whole in (query, repeat_kv(key, groups), repeat_kv(value, groups))), strict=True):
         length, mask = one[0].shape[2], None

@@ -1,0 +1,55 @@
+"""What preflight says of params.yaml beside what its stages take here: peak memory and seconds of sft, reference, dpo and all of evaluate.
+
+    python -m perf.preflight [--utilization 0.6]
+
+Needs a finished `dvc repro` and a quiet machine. Each stage's command of dvc.yaml runs in a process of its own, and writes to a temporary folder.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from dvc.repo import Repo
+
+from perf.beside import ROOT
+
+WRITES = ("--out", "--metrics", "--plots", "--checkpoints", "--samples")
+
+
+def run(arguments: list[str], folder: Path) -> tuple[float, float]:
+    """Seconds and GiB at most."""
+    for option in WRITES:
+        if option in arguments:
+            arguments[arguments.index(option) + 1] = str(folder / arguments[arguments.index(option) + 1])
+    begin = time.monotonic()
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, arguments
+    return time.monotonic() - begin, usage.ru_maxrss / 2**20
+
+
+def main() -> None:
+    from stages import estimates, preflight
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--utilization", type=float)
+    utilization = parser.parse_args().utilization
+    os.chdir(ROOT)
+    with Repo(str(ROOT)) as repo:
+        commands = {stage.addressing: shlex.split(stage.cmd) for stage in repo.index.stages}
+    given = [] if utilization is None else ["--utilization", str(utilization)]
+    expected = {need.stage: need for need in estimates.needs(*preflight.prepared(preflight.parser().parse_args(given)))[0]}
+    print(f"{'stage':12} {'GiB':>7} {'said':>7} {'ratio':>6} {'seconds':>9} {'said':>7} {'ratio':>6}")
+    with tempfile.TemporaryDirectory(dir=ROOT / ".dvc" / "tmp") as folder:
+        for stage, need in expected.items():
+            found = [run(command, Path(folder)) for name, command in commands.items() if name.split("@")[0] == stage]
+            seconds, memory = sum(took for took, _ in found), max(most for _, most in found)
+            print(f"{stage:12} {memory:7.2f} {need.memory / 2**30:7.2f} {need.memory / 2**30 / memory:6.2f} {seconds:9.1f} {need.computing:7.1f} {need.computing / seconds:6.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
