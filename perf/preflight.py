@@ -9,6 +9,7 @@ import argparse
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,7 +27,7 @@ def run(arguments: list[str], folder: Path) -> tuple[float, float]:
         if option in arguments:
             arguments[arguments.index(option) + 1] = str(folder / arguments[arguments.index(option) + 1])
     begin = time.monotonic()
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, *arguments[1:]], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, arguments
     return time.monotonic() - begin, usage.ru_maxrss / 2**20

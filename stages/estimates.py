@@ -41,7 +41,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Kind:
-    """Measured once, of GPUs and of CPUs."""
+    """Of GPUs, where none of it has been measured yet, and of CPUs, as `python -m perf.preflight` measured it on two cores."""
 
     process: float
     """Bytes that a process holds before it has a model."""
@@ -49,11 +49,13 @@ class Kind:
     """Seconds until a stage computes: libraries, and the model."""
     operation: float
     """Seconds that starting a kernel takes at least."""
+    held: float
+    """Bytes that the allocator holds for each byte of activations that is alive."""
     utilization: float
 
 
-GPU = Kind(process=0.6 * GIB, start=30, operation=8e-6, utilization=0.4)
-CPU = Kind(process=0.75 * GIB, start=15, operation=0, utilization=0.6)
+GPU = Kind(process=0.6 * GIB, start=30, operation=8e-6, held=1.0, utilization=0.4)
+CPU = Kind(process=0.75 * GIB, start=20, operation=0, held=1.55, utilization=0.6)
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,11 @@ SFT_ROWS = {"tatsu-lab/alpaca": (52_002, 100)}
 PAIRS = {"HuggingFaceH4/ultrafeedback_binarized": (61_135, 170, 315, 250)}
 """Pairs, and tokens of prompt, chosen and rejected: its card gives 6,636 bytes a row, which hold the prompt four times and the chosen answer twice."""
 BENCHMARKS = {
-    "arc_challenge": (1_172, 4, 37, 0), "commonsense_qa": (1_221, 1, 45, 0), "gsm8k": (1_319, 1, 194, 256),
-    "hellaswag": (10_042, 4, 97, 0), "winogrande": (1_267, 2, 22, 0),
+    "arc_challenge": (1_172, 4, 37, 175, 0), "commonsense_qa": (1_221, 1, 45, 94, 0), "gsm8k": (1_319, 1, 194, 526, 256),
+    "hellaswag": (10_042, 4, 97, 171, 0), "winogrande": (1_267, 2, 22, 38, 0),
 }  # fmt: skip
-"""Rows of the scored split, passes of a row, tokens of each with its answer (counted with SmolLM2's tokenizer), and tokens that are generated at most."""
+"""Rows of the scored split, passes of a row, tokens of each with its answer, in the mean and at most (counted with SmolLM2's tokenizer), and tokens that are
+generated at most."""
 
 
 def sft_work(settings: params.Params, tokenized: Path | None, devices: int) -> Work:
@@ -221,12 +224,12 @@ def needs(settings: params.Params, config: PreTrainedConfig, machine: Machine, t
         forward = tracing.cost(config, model, used, own.largest, False, False)
         flops, computing, starting = seconds(step, own.largest, own.tokens, own.length, own.micro_batches, machine, kind)
         more, longer, _ = seconds(forward, own.largest, own.measured, own.length, 0, machine, kind)
-        found.append(Need(stage, weights, trained, step.peak + unpacked, kind.process, own.steps, own.tokens, flops + more, computing + longer + kind.start, starting))
+        found.append(Need(stage, weights, trained, step.peak * kind.held + unpacked, kind.process, own.steps, own.tokens, flops + more, computing + longer + kind.start, starting))
         if stage == "dpo":
             once = seconds(forward, own.largest, own.held, own.length, own.held / (own.largest.rows * own.largest.length) / machine.devices, machine, kind)
             adapter = 0 if lora.method == "full" else counts["trained"] * 4
             alone = weights if not in_parts or quantized else weights * machine.devices
-            found.insert(1, Need("reference", alone, adapter, forward.peak + unpacked, kind.process, 0, own.held, once[0], once[1] + kind.start, once[2]))
+            found.insert(1, Need("reference", alone, adapter, forward.peak * kind.held + unpacked, kind.process, 0, own.held, once[0], once[1] + kind.start, once[2]))
     found.append(evaluation(settings, config, machine, kind, found[1]))
     return found, work, counts
 
@@ -243,15 +246,17 @@ def evaluation(settings: params.Params, config: PreTrainedConfig, machine: Machi
             print(f"evaluate: {name} is not counted: its size is not known")
             continue
         benchmark = settings.benchmarks[name]
-        rows, requests, each, generated = BENCHMARKS[name]
+        rows, requests, each, most, generated = BENCHMARKS[name]
         rows, length = min(rows, benchmark.limit or rows), each * (benchmark.num_fewshot + 1)
-        generated = benchmark.max_new_tokens or generated
-        longest = max(longest, length + generated)
+        if generated:
+            generated = benchmark.max_new_tokens or generated
+        else:
+            longest = max(longest, length - each + most)
         batches = rows * requests / settings.evaluate.batch_size
         tokens = rows * requests * (length + generated)
         found = seconds(forward, shape, tokens, length, batches * (1 + generated), one, kind)
         total = [sum(pair) for pair in zip(total, (tokens, found[0], found[1] + kind.start, found[2]), strict=True)]
     tokens, flops, computing, starting = (3 * value for value in total)
-    # lm-eval asks for all logits, in the model's dtype, and takes their softmax in float32
+    # where nothing is generated, lm-eval asks for all logits, in the model's dtype, and takes their softmax in float32
     logits = settings.evaluate.batch_size * longest * config.get_text_config().vocab_size * ((4 if settings.model.dtype == "float32" else 2) + 4)
-    return Need("evaluate", loaded.weights, loaded.trained, logits, kind.process, 0, tokens, flops, computing, starting)
+    return Need("evaluate", loaded.weights, loaded.trained, logits * kind.held, kind.process, 0, tokens, flops, computing, starting)

@@ -126,9 +126,9 @@ def show(settings: params.Params, config: PreTrainedConfig, machine: Machine, to
         print(f"{need.stage:12} {parts[0] / GIB:9.2f} {parts[1] / GIB:9.2f} {parts[2] / GIB:12.2f} {parts[3] / GIB:9.2f} {parts[4] / GIB:9.2f}" + ("" if need.memory <= machine.memory else "  DOES NOT FIT"))
     print(f"\n{'time':12} {'steps':>9} {'tokens':>13} {'PFLOP':>12} {'hours':>9} {'at least':>9}   (at least: starting the kernels)")
     for need in found:
-        print(f"{need.stage:12} {need.steps or '':>9} {need.tokens:13,.0f} {need.flops / 1e15:12,.2f} {need.computing / 3600:9.2f} {need.starting / 3600:9.2f}")
+        print(f"{need.stage:12} {need.steps or '':>9} {need.tokens:13,.0f} {need.flops / 1e15:12,.4g} {need.computing / 3600:9.3f} {need.starting / 3600:9.3f}")
     computing, likely = sum(need.computing for need in found), sum(max(need.computing, need.starting) for need in found)
-    print(f"{'all':12} {'':9} {sum(need.tokens for need in found):13,.0f} {sum(need.flops for need in found) / 1e15:12,.2f} {computing / 3600:9.2f}")
+    print(f"{'all':12} {'':9} {sum(need.tokens for need in found):13,.0f} {sum(need.flops for need in found) / 1e15:12,.4g} {computing / 3600:9.3f}")
     if likely > 1.05 * computing:
         print(f"expected: {likely / 3600:.1f} hours, because small micro-batches cannot fill the devices; a larger micro_batch_size helps")
     print()
@@ -146,8 +146,8 @@ def derivation(settings: params.Params, found: list[Need], work: dict[str, Work]
             own = work[need.stage]
             print(
                 f"{need.stage}: {own.steps:,} steps × {getattr(settings, need.stage).global_batch_size} = {own.tokens:,.0f} tokens, + {own.measured:,.0f} measured without a backward pass; "
-                f"{need.flops / (own.tokens + own.measured) / 1e9:.2f} GFLOP a token; {need.flops / 1e15:,.2f} PFLOP ÷ ({machine.devices} × {machine.flops / 1e12:.3g} TFLOP/s × "
-                f"{machine.utilization:.2f}) = {need.flops / (machine.devices * machine.flops * machine.utilization) / 3600:.2f} hours; "
+                f"{need.flops / (own.tokens + own.measured) / 1e9:.2f} GFLOP a token; {need.flops / 1e15:,.4g} PFLOP ÷ ({machine.devices} × {machine.flops / 1e12:.3g} TFLOP/s × "
+                f"{machine.utilization:.2f}) = {need.flops / (machine.devices * machine.flops * machine.utilization) / 3600:.3f} hours; "
                 f"{own.micro_batches:,.0f} micro-batches a device"
             )
 

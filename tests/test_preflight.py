@@ -27,10 +27,13 @@ def test_weights_are_those_of_the_real_policy(method, settings, model):
     assert (found["trained"], found["frozen"]) == (trained, sum(parameter.numel() for parameter in real.parameters()) - trained)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", ["lora", "dora", "full"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "checkpointing", "method", "dtype"),
+    [
+        ("sft", False, "lora", "float32"), ("sft", True, "lora", "bfloat16"), ("dpo", False, "lora", "bfloat16"), ("dpo", True, "lora", "float32"),
+        ("sft", False, "dora", "bfloat16"), ("dpo", True, "dora", "float32"), ("sft", True, "full", "bfloat16"), ("dpo", False, "full", "float32"),
+    ],
+)  # fmt: skip
 def test_a_traced_step_costs_what_a_real_one_does(shape, checkpointing, method, dtype, settings, model):
     settings = changed(settings, {"lora.method": method, "model.dtype": dtype, "lora.dropout": 0.1})
     config = AutoConfig.from_pretrained(model)
@@ -85,10 +88,9 @@ def prepared(*arguments: str, recipe: str = "recipes/qwen3-4b.yaml"):
 def test_what_does_not_fit_is_named_with_what_to_change(capsys):
     assert not preflight.show(*prepared("--gpu", "a100-8gb"))
     printed = capsys.readouterr().out
-    assert printed.count("DOES NOT FIT") == 3
+    assert printed.count("DOES NOT FIT") == 2
     assert re.search(r"^dpo does not fit: .*; lower tokenize.dpo.max_length, found 2048, or take devices with more memory$", printed, re.MULTILINE)
     assert re.search(r"^sft does not fit: [\d.]+ GiB of 7.9; with sft.micro_batch_size: 1 it takes [\d.]+ GiB$", printed, re.MULTILINE)
-    assert re.search(r"^evaluate does not fit: [\d.]+ GiB of 7.9; lower evaluate.batch_size, found 16$", printed, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -106,15 +108,16 @@ def test_what_it_cannot_count_is_said(arguments, message):
         prepared(*arguments)
 
 
-def test_devices_share_what_deepspeed_parts():
-    """ZeRO-2 parts gradients and optimizer, ZeRO-3 the weights too."""
-    settings, config, machine, tokenized = prepared("--gpu", "h100-80gb")
-    four = dataclasses.replace(machine, devices=4)
+def test_devices_share_what_deepspeed_parts(model):
+    """ZeRO-2 parts gradients and optimizer, ZeRO-3 the weights too, of which it gathers those of some layers."""
+    settings, _, machine, tokenized = prepared("--gpu", "h100-80gb")
+    config, four = AutoConfig.from_pretrained(model), dataclasses.replace(machine, devices=4)
     alone, parted = (estimates.needs(settings, config, one, tokenized)[0][0] for one in (machine, four))
-    assert parted.weights == alone.weights and parted.trained < alone.trained
+    trained = tracing.counts(tracing.policy(config, settings.model, settings.lora))["trained"]
+    assert parted.weights == alone.weights and alone.trained == 16 * trained and parted.trained == (4 + 12 / 4 + 4) * trained
     whole = changed(settings, {"lora.method": "full", "model.quantization": "none"})
     alone, parted = (estimates.needs(whole, config, one, tokenized)[0][0] for one in (machine, four))
-    assert alone.memory > 60 * 2**30 and parted.weights < 0.6 * alone.weights and parted.trained == alone.trained / 4
+    assert parted.weights == alone.weights * 1.25 and parted.trained == alone.trained / 4
 
 
 def test_rows_that_are_there_are_counted(settings, model, tmp_path):
