@@ -13,17 +13,18 @@ import pyarrow.compute as pc
 from transformers import PreTrainedConfig
 
 from stages import InputError, pairs, params, tracing, training
+from stages.chat import IGNORED
 from stages.tracing import Cost, Shape
 
 GIB = 2**30
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes a weight: 4 bits, a byte for each block of 64, 4 bytes for each 256 blocks (https://arxiv.org/abs/2305.14314, double quantization)."""
-GRADIENT, ADAM = 4, 8
+WEIGHT, GRADIENT, ADAM = 4, 4, 8
 """Bytes a trained weight: all is in float32, and Adam keeps two moments."""
 ZERO3_LIVE = 10**9
 """Weights that DeepSpeed's ZeRO-3 holds gathered at most, its stage3_max_live_parameters."""
 REDUCE_BUCKET = 5 * 10**8
-"""Gradients that DeepSpeed gathers before it sums them over devices, its reduce_bucket_size."""
+"""Gradients for which DeepSpeed has a buffer, to sum them over devices: its reduce_bucket_size."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Machine:
     memory: float
     """Bytes of one device."""
     flops: float
-    """A second, of one device, in model.dtype."""
+    """A second, of one device, in model.dtype; nan where that is not known."""
     gpu: bool
     utilization: float
     """Share of `flops` that a run reaches."""
@@ -60,27 +61,30 @@ CPU = Kind(process=0.75 * GIB, start=20, operation=0, held=1.55, utilization=0.6
 
 @dataclass(frozen=True)
 class Work:
-    """Tokens that a stage is to compute, over all devices, padding included."""
+    """What a training stage is to compute, over all devices, padding included."""
 
     largest: Shape
     """Its largest micro-batch."""
+    measuring: Shape
+    """The largest one of rows that are measured, without a backward pass."""
     tokens: float
     length: float
     """That a token's attention sees, in the mean over tokens."""
     micro_batches: float
     steps: int
     measured: float
-    """Tokens of rows that are measured, without a backward pass."""
+    """Tokens of rows that are measured."""
     held: float
-    """Tokens that are tokenized."""
+    """Tokens that are tokenized, computed once each."""
     source: str
     """Where the numbers come from."""
 
 
 # --- what is not there yet, by its published size ---
 
-SFT_ROWS = {"tatsu-lab/alpaca": (52_002, 100)}
-"""Rows, and tokens of each with its template: its card gives 918 bytes a row, in which the text stands twice, the second time in a template of 190 characters."""
+SFT_ROWS = {"tatsu-lab/alpaca": (52_002, 100, 65)}
+"""Rows, and of each the tokens with its template and those of its answer: its card gives 918 bytes a row, in which the text stands twice, the second time
+in a template of 190 characters."""
 PAIRS = {"HuggingFaceH4/ultrafeedback_binarized": (61_135, 170, 315, 250)}
 """Pairs, and tokens of prompt, chosen and rejected: its card gives 6,636 bytes a row, which hold the prompt four times and the chosen answer twice."""
 BENCHMARKS = {
@@ -91,27 +95,49 @@ BENCHMARKS = {
 generated at most."""
 
 
+def published(data: params.SftData | params.PreferencesData, sizes: dict[str, tuple[int, ...]], held_out: int) -> tuple[float, list[float], str]:
+    """Rows of the mixture that are trained on, a row's tokens as in `sizes`, and in words where they come from."""
+    rows, weights, tokens, names = [], [], [], []
+    for name, entry in data.sources.items():
+        repo = entry.source.repo if isinstance(entry.source, params.HubSource) else None
+        if repo not in sizes:
+            raise InputError(f"data: {name} is not tokenized with these params yet, and its size is not known; `dvc repro tokenize_sft tokenize_dpo` needs no GPU")
+        count, *each = sizes[repo]
+        rows.append(min(count, data.mix[name].limit or count))
+        weights.append(data.mix[name].weight)
+        tokens.append(each)
+        names.append(repo)
+    if held_out >= sum(rows):
+        raise InputError(f"tokenize: held_out: found {held_out}, expected fewer than the {sum(rows)} rows that the mixture takes")
+    trained = np.array(rows) * (1 - held_out / sum(rows)) * np.array(weights)
+    mean = [float(value) for value in np.average(np.array(tokens, float), axis=0, weights=trained)]
+    return float(trained.sum()), mean, f"published sizes of {', '.join(names)}; `dvc repro tokenize_sft tokenize_dpo` counts them"
+
+
 def sft_work(settings: params.Params, tokenized: Path | None, devices: int) -> Work:
     section, tokens_of = settings.sft, settings.tokenize.sft
     if tokenized is not None:
-        train, held_out = (training.shards(tokenized, part).data.column("seq_lengths") for part in ("train", "held_out"))
-        examples = pc.list_flatten(train).to_numpy().astype(float)
-        rows = np.array([sum(lengths) for lengths in train.to_pylist()], float)
-        measured, source = pc.sum(pc.list_flatten(held_out)).as_py(), f"{tokenized}: {len(examples):,} examples"
+        train, held_out = (training.shards(tokenized, part).data for part in ("train", "held_out"))
+        examples = pc.list_flatten(train.column("seq_lengths")).to_numpy().astype(float)
+        rows = pc.list_value_length(train.column("input_ids")).to_numpy().astype(float)
+        labels = pc.mean(pc.not_equal(pc.list_flatten(train.column("labels")), IGNORED)).as_py()
+        measured, source = pc.sum(pc.list_value_length(held_out.column("input_ids"))).as_py(), f"{tokenized}: {len(examples):,} examples"
+        largest = np.sort(rows)[-section.micro_batch_size :].sum()
     else:
-        count, mean, source = published(settings.data.sft, SFT_ROWS)
-        examples = np.full(count - tokens_of.held_out, float(mean))
+        count, (mean, answer), source = published(settings.data.sft, SFT_ROWS, tokens_of.held_out)
+        labels, mean = answer / mean, min(mean, tokens_of.max_length)
+        examples = np.full(max(1, round(count)), mean)
         rows = np.full(math.ceil(examples.sum() / tokens_of.max_length), float(tokens_of.max_length)) if tokens_of.packing else examples
-        measured = tokens_of.held_out * mean
+        measured, largest = tokens_of.held_out * mean, section.micro_batch_size * tokens_of.max_length
     steps = math.ceil(len(rows) * section.epochs / section.global_batch_size)
-    seen = steps * section.global_batch_size / len(rows)
-    largest = int(np.sort(rows)[-section.micro_batch_size :].sum())
-    if tokenized is None and not tokens_of.packing:
-        largest = section.micro_batch_size * tokens_of.max_length
+    # eager attention computes all of a row, whatever its examples are
+    seen = rows if settings.model.attention == "eager" else examples
+    shape = Shape(1, int(largest), int(largest * labels), masked=False)
     return Work(
-        largest=Shape(1, largest, largest, masked=False),
-        tokens=rows.sum() * seen,
-        length=(examples**2).sum() / examples.sum(),
+        largest=shape,
+        measuring=shape,
+        tokens=rows.mean() * steps * section.global_batch_size,
+        length=(seen**2).sum() / seen.sum(),
         micro_batches=steps * section.global_batch_size / section.micro_batch_size / devices,
         steps=steps,
         measured=measured * (2 + section.measurements),
@@ -121,49 +147,45 @@ def sft_work(settings: params.Params, tokenized: Path | None, devices: int) -> W
 
 
 def dpo_work(settings: params.Params, tokenized: Path | None, devices: int, shared: bool) -> Work:
+    """With `shared` prompts a pair is one row, otherwise two of the length of the longer."""
     section, tokens_of = settings.dpo, settings.tokenize.dpo
+    in_a_pair = 1 if shared else 2
+
+    def length(prompt, chosen, rejected):
+        return prompt + chosen + 1 + rejected if shared else prompt + np.maximum(chosen, rejected)
+
     if tokenized is not None:
-        train, held_out = (training.shards(tokenized, part) for part in ("train", "held_out"))
+        parts = {part: training.shards(tokenized, part) for part in ("train", "held_out")}
         columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
-        drawn = pairs.lengths(training.batches(train, columns, section.steps, section.global_batch_size, settings.seed), shared)
-        padded = drawn.reshape(-1, section.micro_batch_size).max(axis=1) * section.micro_batch_size
-        every, rest = pairs.lengths(train, shared), pairs.lengths(held_out, shared)
-        longest, source = int(every.max()), f"{tokenized}: {len(train):,} pairs"
-        answers = sum(pc.sum(pc.list_value_length(train.data.column(name))).as_py() for name in columns[1:]) / every.sum()
+        parts["drawn"] = training.batches(parts["train"], columns, section.steps, section.global_batch_size, settings.seed)
+        counts = {part: [pc.list_value_length(rows.with_format("arrow")[:][name]).to_numpy() for name in columns] for part, rows in parts.items()}
+        every, rest, drawn = (length(*counts[part]) for part in ("train", "held_out", "drawn"))
+        answers = sum(counts["train"][1:]).sum() / (in_a_pair * every.sum())
+        longest, source = every.max(), f"{tokenized}: {len(every):,} pairs"
     else:
-        count, prompt, chosen, rejected, source = published(settings.data.preferences, PAIRS)
-        one = chosen + rejected + (prompt + 1 if shared else 2 * prompt)
-        padded = np.full(section.steps * section.global_batch_size // section.micro_batch_size, one * section.micro_batch_size)
-        every, rest = np.full(count - tokens_of.held_out, one), np.full(tokens_of.held_out, one)
-        # no pair is longer than max_length with its longer answer
-        longest, answers = 2 * tokens_of.max_length - (prompt if shared else 0), (chosen + rejected) / one
-    rows, length = (section.micro_batch_size, longest) if shared else (2 * section.micro_batch_size, longest // 2)
+        count, sizes, source = published(settings.data.preferences, PAIRS, tokens_of.held_out)
+        one = min(length(*sizes), (1 + shared) * tokens_of.max_length)
+        every, rest, drawn = (np.full(max(1, round(number)), one) for number in (count, tokens_of.held_out, section.steps * section.global_batch_size))
+        answers = min(1.0, sum(sizes[1:]) / (in_a_pair * one))
+        # prompt and longer answer have max_length tokens at most
+        longest = (1 + shared) * tokens_of.max_length
+    padded = drawn.reshape(-1, section.micro_batch_size).max(axis=1) * section.micro_batch_size
+
+    def shape(pairs_at_once: int) -> Shape:
+        rows = pairs_at_once * in_a_pair
+        return Shape(rows, int(longest), int(rows * longest * answers), masked=shared)
+
     return Work(
-        largest=Shape(rows, length, int(rows * length * answers), masked=shared),
-        tokens=float(padded.sum()),
+        largest=shape(section.micro_batch_size),
+        measuring=shape(settings.reference.batch_size),
+        tokens=float(padded.sum()) * in_a_pair,
         length=float((every.astype(float) ** 2).sum() / every.sum()),
         micro_batches=len(padded) / devices,
         steps=section.steps,
-        measured=float(rest.sum() * (2 + section.measurements) + 2 * every[:512].sum()),
-        held=float(every.sum() + rest.sum()),
+        measured=float(rest.sum() * (2 + section.measurements) + 2 * every[:512].sum()) * in_a_pair,
+        held=float(every.sum() + rest.sum()) * in_a_pair,
         source=source,
     )
-
-
-def published(data: params.SftData | params.PreferencesData, sizes: dict[str, tuple[int, ...]]) -> tuple:
-    """Rows of the mixture, tokens as in `sizes`, and in words where they come from."""
-    counts, tokens, names = [], [], []
-    for name, entry in data.sources.items():
-        repo = getattr(entry.source, "repo", None)
-        if repo not in sizes:
-            raise InputError(f"data: {name} is not tokenized yet and its size is not known; `dvc repro tokenize_sft tokenize_dpo` needs no GPU")
-        rows, *each = sizes[repo]
-        share = data.mix[name]
-        counts.append(round(min(rows, share.limit or rows) * share.weight))
-        tokens.append(each)
-        names.append(repo)
-    weighted = np.average(np.array(tokens, float), axis=0, weights=counts)
-    return (sum(counts), *(round(value) for value in weighted), f"published sizes of {', '.join(names)}; `dvc repro tokenize_sft tokenize_dpo` counts them")
 
 
 def seconds(cost: Cost, shape: Shape, tokens: float, length: float, micro_batches: float, machine: Machine, kind: Kind) -> tuple[float, float, float]:
@@ -183,6 +205,8 @@ class Need:
     """Bytes of adapter, gradients and optimizer."""
     activations: float
     process: float
+    loading: float
+    """Bytes before the weights are dealt out to devices."""
     steps: int
     tokens: float
     flops: float
@@ -193,70 +217,74 @@ class Need:
 
     @property
     def memory(self) -> float:
-        return self.weights + self.trained + self.activations + self.process
+        return max(self.weights + self.trained + self.activations, self.loading) + self.process
 
 
 def needs(settings: params.Params, config: PreTrainedConfig, machine: Machine, tokenized: dict[str, Path | None]) -> tuple[list[Need], dict[str, Work], dict[str, int]]:
     """Of sft, reference, dpo and all of evaluate; what the first and third compute; and the numbers of weights."""
-    model, lora, kind = settings.model, settings.lora, GPU if machine.gpu else CPU
-    whole = tracing.policy(config, model, lora)
-    counts = tracing.counts(whole)
-    shared = pairs.can_share_prompts(config.get_text_config(), model.attention)
-    work = {"sft": sft_work(settings, tokenized["sft"], machine.devices), "dpo": dpo_work(settings, tokenized["dpo"], machine.devices, shared)}
-    width = 4 if lora.method == "full" or model.dtype == "float32" else 2
+    model, lora, kind, devices = settings.model, settings.lora, GPU if machine.gpu else CPU, machine.devices
+    full = lora.method == "full"
+    counts = tracing.counts(tracing.policy(config, model, lora))
     quantized = counts["linear"] if model.quantization == "nf4" else 0
-    weights = quantized * NF4 + (counts["frozen"] + (counts["trained"] if lora.method == "full" else 0) - quantized) * width
+    width = 4 if model.dtype == "float32" else 2
+
+    def held(width: int) -> float:
+        return quantized * NF4 + (counts["frozen"] + full * counts["trained"] - quantized) * width
+
+    whole, adapter = held(4 if full else width), 0 if full else counts["trained"] * WEIGHT
     # one layer's weights are unpacked while it computes
     unpacked = counts["largest"] * width if quantized else 0
-    trained = counts["trained"] * ((0 if lora.method == "full" else 4) + GRADIENT + ADAM)
-    in_parts = machine.devices > 1
-    if in_parts and quantized:
-        trained = counts["trained"] * (4 + (GRADIENT + ADAM) / machine.devices) + min(REDUCE_BUCKET, counts["trained"]) * GRADIENT
-    elif in_parts:
-        live = min(ZERO3_LIVE, counts["frozen"] + counts["trained"]) * width
-        weights, trained = weights / machine.devices + live, trained / machine.devices
-    found = []
-    for stage, section in (("sft", settings.sft), ("dpo", settings.dpo)):
-        own = work[stage]
+    weights, trained = whole, adapter + counts["trained"] * (GRADIENT + ADAM)
+    if devices > 1 and quantized:
+        # ZeRO-2 keeps a copy of what it updates
+        trained = adapter + counts["trained"] * (WEIGHT + GRADIENT + ADAM) / devices + REDUCE_BUCKET * GRADIENT
+    elif devices > 1:
+        live = min(ZERO3_LIVE, counts["frozen"] + counts["trained"]) * (4 if full else width)
+        weights, trained = whole / devices + live, trained / devices + REDUCE_BUCKET * GRADIENT
+    shared = pairs.can_share_prompts(config.get_text_config(), model.attention)
+    work = {"sft": sft_work(settings, tokenized["sft"], devices), "dpo": dpo_work(settings, tokenized["dpo"], devices, shared)}
+    found = {}
+    for stage, own in work.items():
+        section = getattr(settings, stage)
         # TRL trains pairs without dropout
         used = lora if stage == "sft" else lora.model_copy(update={"dropout": 0.0})
         step = tracing.cost(config, model, used, own.largest, True, section.gradient_checkpointing)
-        forward = tracing.cost(config, model, used, own.largest, False, False)
+        forward = tracing.cost(config, model, used, own.measuring, False, False)
         flops, computing, starting = seconds(step, own.largest, own.tokens, own.length, own.micro_batches, machine, kind)
-        more, longer, _ = seconds(forward, own.largest, own.measured, own.length, 0, machine, kind)
-        found.append(Need(stage, weights, trained, step.peak * kind.held + unpacked, kind.process, own.steps, own.tokens, flops + more, computing + longer + kind.start, starting))
-        if stage == "dpo":
-            once = seconds(forward, own.largest, own.held, own.length, own.held / (own.largest.rows * own.largest.length) / machine.devices, machine, kind)
-            adapter = 0 if lora.method == "full" else counts["trained"] * 4
-            alone = weights if not in_parts or quantized else weights * machine.devices
-            found.insert(1, Need("reference", alone, adapter, forward.peak * kind.held + unpacked, kind.process, 0, own.held, once[0], once[1] + kind.start, once[2]))
-    found.append(evaluation(settings, config, machine, kind, found[1]))
-    return found, work, counts
+        more, longer, _ = seconds(forward, own.measuring, own.measured, own.length, 0, machine, kind)
+        activations = max(step.peak, forward.peak) * kind.held + unpacked
+        found[stage] = Need(
+            stage, weights, trained, activations, kind.process, whole + adapter, own.steps, own.tokens, flops + more, computing + longer + kind.start, starting
+        )
+    batches = own.held / (own.measuring.rows * own.length) / devices
+    flops, computing, starting = seconds(forward, own.measuring, own.held, own.length, batches, machine, kind)
+    activations = forward.peak * kind.held + unpacked
+    reference = Need("reference", whole, adapter, activations, kind.process, 0, 0, own.held, flops, computing + kind.start, starting)
+    return [found["sft"], reference, found["dpo"], evaluation(settings, config, machine, kind, held(width), adapter, unpacked)], work, counts
 
 
-def evaluation(settings: params.Params, config: PreTrainedConfig, machine: Machine, kind: Kind, loaded: Need) -> Need:
-    """Of all cells, one after the other on one device."""
+def evaluation(settings: params.Params, config: PreTrainedConfig, machine: Machine, kind: Kind, weights: float, adapter: float, unpacked: float) -> Need:
+    """Of all cells, one after the other on one device, through lm-eval's own scoring."""
     one = replace(machine, devices=1)
-    total = [0.0, 0.0, 0.0, 0.0]
-    longest = 1
-    shape = Shape(1, 256, 256, masked=False)
-    forward = tracing.cost(config, settings.model, settings.lora, shape, False, False)
-    for name in settings.evaluate.benchmarks:
-        if name not in BENCHMARKS:
-            print(f"evaluate: {name} is not counted: its size is not known")
-            continue
-        benchmark = settings.benchmarks[name]
-        rows, requests, each, most, generated = BENCHMARKS[name]
+    named = {name: (settings.benchmarks[name], *BENCHMARKS[name]) for name in settings.evaluate.benchmarks if name in BENCHMARKS}
+    text = config.get_text_config()
+    width = 4 if settings.model.dtype == "float32" else 2
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    peak, total = 0.0, [0.0, 0.0, 0.0, 0.0]
+    for benchmark, rows, passes, each, most, generated in named.values():
         rows, length = min(rows, benchmark.limit or rows), each * (benchmark.num_fewshot + 1)
-        if generated:
-            generated = benchmark.max_new_tokens or generated
-        else:
-            longest = max(longest, length - each + most)
-        batches = rows * requests / settings.evaluate.batch_size
-        tokens = rows * requests * (length + generated)
-        found = seconds(forward, shape, tokens, length, batches * (1 + generated), one, kind)
-        total = [sum(pair) for pair in zip(total, (tokens, found[0], found[1] + kind.start, found[2]), strict=True)]
+        at_once = min(settings.evaluate.batch_size, rows * passes)
+        generated = (benchmark.max_new_tokens or generated) if generated else 0
+        shape = Shape(at_once, length - each + most + generated, at_once, masked=False)
+        forward = tracing.cost(config, settings.model, settings.lora, shape, False, False)
+        # where nothing is generated, lm-eval asks for all logits and their softmax, both in the model's dtype
+        logits = 2 * at_once * shape.length * text.vocab_size * width
+        cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * at_once * shape.length * width
+        peak = max(peak, forward.forward + (cache if generated else logits))
+        tokens, batches = rows * passes * (length + generated), rows * passes / at_once * (1 + generated)
+        found = seconds(forward, shape, tokens, length, batches, one, kind)
+        in_head = 0 if generated else 2 * tokens * text.hidden_size * text.vocab_size
+        found = (tokens, found[0] + in_head, found[1] + in_head / (one.flops * one.utilization) + kind.start, found[2])
+        total = [sum(pair) for pair in zip(total, found, strict=True)]
     tokens, flops, computing, starting = (3 * value for value in total)
-    # where nothing is generated, lm-eval asks for all logits, in the model's dtype, and takes their softmax in float32
-    logits = settings.evaluate.batch_size * longest * config.get_text_config().vocab_size * ((4 if settings.model.dtype == "float32" else 2) + 4)
-    return Need("evaluate", loaded.weights, loaded.trained, logits * kind.held, kind.process, 0, tokens, flops, computing, starting)
+    return Need("evaluate", weights, adapter, peak * kind.held + unpacked, kind.process, 0, 0, tokens, flops, computing, starting)

@@ -9,6 +9,7 @@ stage does not fit, with what to change.
 """
 
 import argparse
+import math
 import os
 import re
 import shutil
@@ -17,39 +18,35 @@ from pathlib import Path
 
 import torch
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from transformers import AutoConfig, PreTrainedConfig
 from trl.trainer.utils import _PEAK_FLOPS_BY_DEVICE, get_peak_flops
 
-from stages import InputError, checkpoints, command, params, training
-from stages.estimates import ADAM, CPU, GIB, GPU, Machine, Need, Work, needs
+from stages import InputError, checkpoints, command, first_line, params, training
+from stages.estimates import ADAM, BENCHMARKS, CPU, GIB, GPU, WEIGHT, Machine, Need, Work, needs
 
 
 def machine_of(arguments: argparse.Namespace, dtype: str) -> Machine:
     """Named devices, or what is found here."""
-    if arguments.gpu is None:
-        if torch.cuda.is_available():
-            name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
-            flops, count = get_peak_flops(name, dtype), arguments.gpus or torch.cuda.device_count()
-        else:
-            name, memory, count = f"{os.cpu_count()} CPU cores", physical_memory(), 1
-            if arguments.gpus:
-                raise InputError("--gpus: there is no GPU here; name the kind with --gpu, such as --gpu h100-80gb")
-            flops = training.device_flops(dtype)
-    else:
-        parts = re.fullmatch(r"(.+)-(\d+)gb", arguments.gpu)
-        flops = get_peak_flops(parts[1].replace("-", " "), dtype) if parts else None
-        known = ", ".join(sorted({device.lower().replace(" ", "-") for device, by_dtype in _PEAK_FLOPS_BY_DEVICE if dtype in by_dtype}))
-        if flops is None:
-            raise InputError(
-                f"--gpu: found {arguments.gpu!r}, expected a name and its memory, such as h100-80gb; "
-                + (f"in {dtype}, known are {known}" if known else f"no GPU's speed in {dtype} is known: set model.dtype to bfloat16")
-            )
-        # what a driver leaves of the nominal size
-        name, memory, count = arguments.gpu, 0.99 * int(parts[2]) * GIB, arguments.gpus or 1
-    if flops is None:
-        raise InputError(f"{name}: its speed in {dtype} is not known; name a kind that is, such as --gpu h100-80gb")
     gpu = arguments.gpu is not None or torch.cuda.is_available()
-    return Machine(name, count, memory, flops, gpu, arguments.utilization or (GPU if gpu else CPU).utilization)
+    count = arguments.gpus or 1
+    if arguments.gpu is not None:
+        parts = re.fullmatch(r"(.+)-(\d+)gb", arguments.gpu.lower())
+        if parts is None:
+            raise InputError(f"--gpu: found {arguments.gpu!r}, expected a name and its memory, such as h100-80gb")
+        # what a driver leaves of the nominal size
+        name, memory, flops = arguments.gpu, 0.99 * int(parts[2]) * GIB, get_peak_flops(parts[1].replace("-", " "), dtype)
+    elif gpu:
+        name, memory, count = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory, arguments.gpus or torch.cuda.device_count()
+        flops = get_peak_flops(name, dtype)
+    else:
+        if arguments.gpus:
+            raise InputError("--gpus: there is no GPU here; name the kind with --gpu, such as --gpu h100-80gb")
+        name, memory, flops = f"{os.cpu_count()} CPU cores", physical_memory(), training.device_flops(dtype)
+    if flops is None:
+        known = ", ".join(sorted({device.lower().replace(" ", "-") for device, by_dtype in _PEAK_FLOPS_BY_DEVICE if dtype in by_dtype}))
+        print(f"{name}: its speed in {dtype} is not known, and so no hours are; known are {known or 'none in this model.dtype'}\n")
+    return Machine(name, count, memory, math.nan if flops is None else flops, gpu, arguments.utilization or (GPU if gpu else CPU).utilization)
 
 
 def physical_memory() -> float:
@@ -62,12 +59,24 @@ def physical_memory() -> float:
 
 def config_of(settings: params.Params, paths: argparse.Namespace, locked: dict) -> PreTrainedConfig:
     """Of the base: of the one that is fetched, if it is the one that the params name, or one that comes with the repository."""
-    if made_with(locked, "fetch_model", {"model.source": settings.model.source.model_dump()}) and (paths.base / "config.json").exists():
+    source = settings.model.source
+    if made_with(locked, "fetch_model", {"model.source": source.model_dump()}) and (paths.base / "config.json").exists():
         return AutoConfig.from_pretrained(paths.base, local_files_only=True)
-    shipped = paths.models / f"{Path(getattr(settings.model.source, 'repo', '-')).name}.json"
+    shipped = paths.models / f"{source.repo if isinstance(source, params.HubSource) else '-'}.json"
     if shipped.exists():
         return AutoConfig.from_pretrained(shipped, local_files_only=True)
-    raise InputError(f"{paths.base}: the base model of {paths.params} is not there, nor its config as {shipped}; `dvc repro fetch_model` fetches it, and needs no GPU")
+    raise InputError(
+        f"{paths.base}: the base model of {paths.params} is not there, nor its config as {shipped}; "
+        "`dvc repro fetch_model`, with these params as params.yaml, fetches it and needs no GPU"
+    )
+
+
+def read_lock(path: Path) -> dict:
+    """dvc.lock, empty if there is none."""
+    try:
+        return (YAML(typ="safe", pure=True).load(path.read_text()) if path.exists() else None) or {}
+    except YAMLError as error:
+        raise InputError(f"{path}: not YAML ({first_line(error)}); `git checkout {path}` restores it") from error
 
 
 def made_with(locked: dict, stage: str, wanted: dict) -> bool:
@@ -79,35 +88,40 @@ def made_with(locked: dict, stage: str, wanted: dict) -> bool:
 def tokenized_by(settings: params.Params, folder: Path, locked: dict) -> dict[str, Path | None]:
     """Where the rows of sft and dpo lie, if they were made with these params."""
     found: dict[str, Path | None] = {}
+    base = made_with(locked, "fetch_model", {"model.source": settings.model.source.model_dump()})
     for name, data in (("sft", "sft"), ("dpo", "preferences")):
-        wanted = {"seed": settings.seed, f"data.{data}": getattr(settings.data, data).model_dump(), f"tokenize.{name}": getattr(settings.tokenize, name).model_dump()}
-        there = made_with(locked, f"tokenize_{name}", wanted) and any((folder / name).glob("train-*.arrow"))
+        wanted = {
+            "seed": settings.seed, "model.chat_template": settings.model.chat_template,
+            f"data.{data}": getattr(settings.data, data).model_dump(), f"tokenize.{name}": getattr(settings.tokenize, name).model_dump(),
+        }  # fmt: skip
+        there = base and made_with(locked, f"tokenize_{name}", wanted) and any((folder / name).glob("train-*.arrow"))
         found[name] = folder / name if there else None
     return found
 
 
-CHANGES = (
-    ("gradient_checkpointing", True, "{stage}.gradient_checkpointing: true"),
-    ("micro_batch_size", 1, "{stage}.micro_batch_size: 1"),
-)
+CHANGES = {
+    "sft": (("sft.gradient_checkpointing", True), ("sft.micro_batch_size", 1), ("model.quantization", "nf4")),
+    "reference": (("reference.batch_size", 1), ("model.quantization", "nf4")),
+    "dpo": (("dpo.gradient_checkpointing", True), ("reference.batch_size", 1), ("dpo.micro_batch_size", 1), ("model.quantization", "nf4")),
+    "evaluate": (("evaluate.batch_size", 1), ("model.quantization", "nf4")),
+}
+"""What lowers a stage's memory, in the order in which it is tried."""
 
 
 def remedy(settings: params.Params, config: PreTrainedConfig, machine: Machine, tokenized: dict[str, Path | None], stage: str) -> str:
-    """The first change of params with which a stage fits, in words."""
+    """The first changes of params with which a stage fits, in words."""
     tried = []
-    for key, value, words in CHANGES:
-        if stage in ("sft", "dpo") and getattr(getattr(settings, stage), key) != value:
-            section = getattr(settings, stage).model_copy(update={key: value})
-            settings = settings.model_copy(update={stage: section})
-            tried.append(words.format(stage=stage))
-            after = next(need for need in needs(settings, config, machine, tokenized)[0] if need.stage == stage)
-            if after.memory <= machine.memory:
-                return f"with {' and '.join(tried)} it takes {after.memory / GIB:.1f} GiB"
-    if stage in ("reference", "evaluate"):
-        return f"lower {stage}.batch_size, found {getattr(settings, stage).batch_size}"
-    if settings.model.quantization == "none" and settings.lora.method != "full":
-        return "set model.quantization: nf4"
-    return f"lower tokenize.{stage}.max_length, found {getattr(settings.tokenize, stage).max_length}, or take devices with more memory"
+    for key, value in CHANGES[stage]:
+        section, name = key.split(".")
+        if getattr(getattr(settings, section), name) == value or (key == "model.quantization" and settings.lora.method == "full"):
+            continue
+        settings = settings.model_copy(update={section: getattr(settings, section).model_copy(update={name: value})})
+        tried.append(f"{key}: {str(value).lower()}")
+        after = next(need for need in needs(settings, config, machine, tokenized)[0] if need.stage == stage)
+        if after.memory <= machine.memory:
+            return f"with {' and '.join(tried)} it takes {after.memory / GIB:.1f} GiB"
+    rows = f"lower tokenize.{stage}.max_length, or " if stage in ("sft", "dpo") else ""
+    return (f"{' and '.join(tried)} is not enough; " if tried else "") + f"{rows}take devices with more memory"
 
 
 def show(settings: params.Params, config: PreTrainedConfig, machine: Machine, tokenized: dict[str, Path | None]) -> bool:
@@ -131,9 +145,11 @@ def show(settings: params.Params, config: PreTrainedConfig, machine: Machine, to
     print(f"{'all':12} {'':9} {sum(need.tokens for need in found):13,.0f} {sum(need.flops for need in found) / 1e15:12,.4g} {computing / 3600:9.3f}")
     if likely > 1.05 * computing:
         print(f"expected: {likely / 3600:.1f} hours, because small micro-batches cannot fill the devices; a larger micro_batch_size helps")
+    if uncounted := [name for name in settings.evaluate.benchmarks if name not in BENCHMARKS]:
+        print(f"evaluate is without {', '.join(uncounted)}, whose size is not known")
     print()
     derivation(settings, found, work, machine)
-    disk(settings, counts, work)
+    disk(settings, machine, counts, work)
     problems = [need for need in found if need.memory > machine.memory]
     for need in problems:
         print(f"{need.stage} does not fit: {need.memory / GIB:.1f} GiB of {machine.memory / GIB:.1f}; {remedy(settings, config, machine, tokenized, need.stage)}")
@@ -152,15 +168,16 @@ def derivation(settings: params.Params, found: list[Need], work: dict[str, Work]
             )
 
 
-def disk(settings: params.Params, counts: dict[str, int], work: dict[str, Work]) -> None:
+def disk(settings: params.Params, machine: Machine, counts: dict[str, int], work: dict[str, Work]) -> None:
     """What outs, DVC's cache and checkpoints take, in GiB."""
     base = (counts["frozen"] + (counts["trained"] if settings.lora.method == "full" else 0)) * 2
     trained = counts["trained"] * (2 if settings.lora.method == "full" and settings.model.dtype == "bfloat16" else 4)
     outs = base + 2 * trained + 8 * work["sft"].held + 4 * work["dpo"].held
-    saved = (checkpoints.KEPT + 1) * counts["trained"] * (4 + ADAM)
+    # under DeepSpeed, the weights once more as the optimizer has them
+    saved = (checkpoints.KEPT + 1) * counts["trained"] * (WEIGHT + ADAM + (2 * WEIGHT if machine.devices > 1 else 0))
     free = shutil.disk_usage(".").free
     print(
-        f"disk: {outs / GIB:.1f} GiB of outs, as much again in DVC's cache where the file system cannot share it, {saved / GIB:.1f} GiB of checkpoints at most; "
+        f"disk: {outs / GIB:.1f} GiB of outs, as much again in DVC's cache where the file system cannot share it, {saved / GIB:.1f} GiB of a stage's checkpoints at most; "
         f"{free / GIB:.1f} GiB are free here" + ("" if 2 * outs + saved < free else ": NOT ENOUGH; free some, or `dvc cache dir` another disk")
     )
 
@@ -182,8 +199,15 @@ def prepared(arguments: argparse.Namespace) -> tuple[params.Params, PreTrainedCo
     if arguments.utilization is not None and not 0 < arguments.utilization <= 1:
         raise InputError(f"--utilization: found {arguments.utilization}, expected a share, more than 0 and at most 1")
     settings = params.load(arguments.params)
-    locked = YAML(typ="safe", pure=True).load(arguments.lock.read_text()) if arguments.lock.exists() else {}
+    locked = read_lock(arguments.lock)
     machine = machine_of(arguments, settings.model.dtype)
+    for name in ("sft", "dpo"):
+        section = getattr(settings, name)
+        if section.global_batch_size % (section.micro_batch_size * machine.devices):
+            raise InputError(
+                f"{arguments.params}: {name}.global_batch_size: found {section.global_batch_size}, expected a multiple of micro_batch_size × devices = "
+                f"{section.micro_batch_size} × {machine.devices}; change one of them or use fewer devices"
+            )
     return settings, config_of(settings, arguments, locked), machine, tokenized_by(settings, arguments.tokenized, locked)
 
 

@@ -42,6 +42,8 @@ MATRICES = flop_registry | {
 }
 """FLOPs by operation."""
 ATTENTION = {
+    # eager attention's products; no other part of a model has such
+    aten.bmm: flop_registry[aten.bmm],
     # torch counts that of GPUs alone
     aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: shape_wrapper(lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(gradient, query, key, value)),

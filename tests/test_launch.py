@@ -136,3 +136,13 @@ def test_several_processes_asked_to_end_save_and_go_on(quantization, world, tmp_
 def test_two_slurm_nodes_do_what_one_process_does(world, tmp_path):
     with slurm_cluster.cluster() as environment:
         together(tmp_path, world, 2, "qlora", ("salloc", "--nodes=2", "--ntasks-per-node=1"), environment, nodes=2)
+
+
+@pytest.mark.soak
+def test_skypilot_takes_the_task():
+    """By its own loader, where it is installed (pip install skypilot)."""
+    sky = pytest.importorskip("sky")
+    task = sky.Task.from_yaml_config(sky.utils.common_utils.read_yaml(str(tiny.ROOT / "configs" / "sky.yaml")), env_overrides=[("CHECKPOINTS", "s3://bucket/checkpoints")])
+    (resources,) = task.resources
+    assert resources.accelerators == {"H100": 4} and resources.use_spot
+    assert "dvc repro" in task.run and "make setup" in task.setup
