@@ -1,6 +1,7 @@
 """The launcher: one process here, and accelerate with DeepSpeed where there are more."""
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -139,10 +140,17 @@ def test_two_slurm_nodes_do_what_one_process_does(world, tmp_path):
 
 
 @pytest.mark.soak
-def test_skypilot_takes_the_task():
-    """By its own loader, where it is installed (pip install skypilot)."""
-    sky = pytest.importorskip("sky")
-    task = sky.Task.from_yaml_config(sky.utils.common_utils.read_yaml(str(tiny.ROOT / "configs" / "sky.yaml")), env_overrides=[("CHECKPOINTS", "s3://bucket/checkpoints")])
-    (resources,) = task.resources
-    assert resources.accelerators == {"H100": 4} and resources.use_spot
-    assert "dvc repro" in task.run and "make setup" in task.setup
+def test_skypilot_takes_the_task(tmp_path):
+    """By its own loader, in an environment of its own."""
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "skypilot==0.14.1"], check=True)
+    script = f"""
+import json, sky, yaml
+task = sky.Task.from_yaml_config(yaml.safe_load(open({str(tiny.ROOT / "configs" / "sky.yaml")!r})), env_overrides=[("CHECKPOINTS", "s3://bucket/checkpoints")])
+(resources,) = task.resources
+print(json.dumps([resources.accelerators, resources.use_spot, list(task.storage_mounts), task.run]))
+"""
+    found = subprocess.run([python, "-c", script], cwd=tmp_path, env=os.environ | {"HOME": str(tmp_path)}, text=True, capture_output=True, check=True).stdout
+    accelerators, spot, mounts, commands = json.loads(found.splitlines()[-1])
+    assert accelerators == {"H100": 4} and spot and mounts == ["/checkpoints"] and "dvc repro" in commands
