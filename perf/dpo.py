@@ -3,9 +3,9 @@
     python -m perf.dpo [--pairs 32] [--batch 4] [--max_length 512] [--dtype float32] [--quantization nf4] [--repeats 1]
 
 Needs models/base and data/raw/preferences (`dvc repro fetch_model fetch_preference_data`) and a quiet machine. Our side is the stage
-`reference` once and the stage `dpo` for each beta; TRL's is its DPOTrainer as it comes, which computes the reference in every step. TRL gets the
-pairs tokenized and in the same order. Seconds are those of the optimizer steps and of the reference pass; tokens are those that the model is given in
-these, padding included.
+`reference` once and the stage `dpo` for each beta, one pass over the pairs; TRL's is its DPOTrainer as it comes, which computes the reference in every step. TRL
+gets the pairs tokenized and in the same order. Seconds are those of the optimizer steps and of the reference pass, without what our stage measures
+and checks before and after; tokens are those that the model is given in these, padding included.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> None:
 
     raw = folder / "raw_dpo" / "dpo_demo.parquet"
     raw.parent.mkdir()
-    pq.write_table(pq.read_table(ROOT / "data/raw/preferences/dpo_demo.parquet"), raw)
+    pq.write_table(pq.read_table(ROOT / "data/raw/preferences/dpo_demo.parquet").slice(0, arguments.pairs + 1), raw)
     settings = settings_of(arguments)
     tokenize_dpo.run(settings, steps.tokenize_paths(ROOT / "models/base", folder, "dpo"), 2)
     own = argparse.Namespace(rows=4, batch=4, dtype=arguments.dtype, quantization=arguments.quantization)

@@ -147,43 +147,36 @@ def sft_work(settings: params.Params, tokenized: Path | None, devices: int) -> W
 
 
 def dpo_work(settings: params.Params, tokenized: Path | None, devices: int, shared: bool) -> Work:
-    """With `shared` prompts a pair is one row, otherwise two of the length of the longer."""
+    """With `shared` prompts a pair is one row, otherwise two."""
     section, tokens_of = settings.dpo, settings.tokenize.dpo
-    in_a_pair = 1 if shared else 2
-
-    def length(prompt, chosen, rejected):
-        return prompt + chosen + 1 + rejected if shared else prompt + np.maximum(chosen, rejected)
-
+    rows = 1 if shared else 2
     if tokenized is not None:
-        parts = {part: training.shards(tokenized, part) for part in ("train", "held_out")}
-        columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
-        parts["drawn"] = training.batches(parts["train"], columns, section.steps, section.global_batch_size, settings.seed)
-        counts = {part: [pc.list_value_length(rows.with_format("arrow")[:][name]).to_numpy() for name in columns] for part, rows in parts.items()}
-        every, rest, drawn = (length(*counts[part]) for part in ("train", "held_out", "drawn"))
-        answers = sum(counts["train"][1:]).sum() / (in_a_pair * every.sum())
-        longest, source = every.max(), f"{tokenized}: {len(every):,} pairs"
+        train, held_out = (training.shards(tokenized, part) for part in ("train", "held_out"))
+        drawn = training.batches(train, ["prompt_ids", "chosen_ids", "rejected_ids"], section.steps, section.global_batch_size, settings.seed)
+        every, rest, computed = (pairs.lengths(one, shared) for one in (train, held_out, drawn))
+        answers = sum(len(pc.list_flatten(train.data.column(name))) for name in ("chosen_ids", "rejected_ids")) / every.sum()
+        longest, source = every.max() / rows, f"{tokenized}: {len(every):,} pairs"
     else:
         count, sizes, source = published(settings.data.preferences, PAIRS, tokens_of.held_out)
-        one = min(length(*sizes), (1 + shared) * tokens_of.max_length)
-        every, rest, drawn = (np.full(max(1, round(number)), one) for number in (count, tokens_of.held_out, section.steps * section.global_batch_size))
-        answers = min(1.0, sum(sizes[1:]) / (in_a_pair * one))
         # prompt and longer answer have max_length tokens at most
         longest = (1 + shared) * tokens_of.max_length
-    padded = drawn.reshape(-1, section.micro_batch_size).max(axis=1) * section.micro_batch_size
+        one = min(pairs.length(*sizes, shared), rows * longest)
+        every, rest, computed = (np.full(max(1, round(number)), one) for number in (count, tokens_of.held_out, section.steps * section.global_batch_size))
+        answers = min(1.0, sum(sizes[1:]) / one)
+    padded = computed.reshape(-1, section.micro_batch_size).max(axis=1) * section.micro_batch_size
 
     def shape(pairs_at_once: int) -> Shape:
-        rows = pairs_at_once * in_a_pair
-        return Shape(rows, int(longest), int(rows * longest * answers), masked=shared)
+        return Shape(rows * pairs_at_once, int(longest), int(rows * pairs_at_once * longest * answers), masked=shared)
 
     return Work(
         largest=shape(section.micro_batch_size),
         measuring=shape(settings.reference.batch_size),
-        tokens=float(padded.sum()) * in_a_pair,
-        length=float((every.astype(float) ** 2).sum() / every.sum()),
+        tokens=float(padded.sum()),
+        length=float((every.astype(float) ** 2).sum() / every.sum()) / rows,
         micro_batches=len(padded) / devices,
         steps=section.steps,
-        measured=float(rest.sum() * (2 + section.measurements) + 2 * every[:512].sum()) * in_a_pair,
-        held=float(every.sum() + rest.sum()) * in_a_pair,
+        measured=float(rest.sum() * (2 + section.measurements) + 2 * every[:512].sum()),
+        held=float(every.sum() + rest.sum()),
         source=source,
     )
 

@@ -9,7 +9,7 @@ import math
 import time
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -22,6 +22,8 @@ from trl.trainer.utils import FusedCausalLMOutput
 from stages import InputError, checkpoints, launch, training
 from stages.chat import IGNORED
 from stages.modeling import Policy, bare, measuring
+
+T = TypeVar("T", float, np.ndarray)
 
 SUMS = "sums.json"
 PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1", "label_mask")
@@ -90,10 +92,14 @@ def share_prompts(policy: Policy) -> bool:
 
 
 def lengths(rows: datasets.Dataset, shared_prompts: bool) -> np.ndarray:
-    """Tokens that each pair is computed as: one row of prompt, chosen, the prompt's last token and rejected, or two with the prompt in each."""
+    """Tokens that each pair is computed as."""
     table = rows.with_format("arrow")[:]
-    prompt, chosen, rejected = (pc.list_value_length(table[f"{name}_ids"]).to_numpy() for name in ("prompt", "chosen", "rejected"))
-    return chosen + rejected + (prompt + 1 if shared_prompts else 2 * prompt)
+    return length(*(pc.list_value_length(table[f"{name}_ids"]).to_numpy() for name in ("prompt", "chosen", "rejected")), shared_prompts)
+
+
+def length(prompt: T, chosen: T, rejected: T, shared_prompts: bool) -> T:
+    """Tokens of a pair: one row of prompt, chosen, the prompt's last token and rejected, or two of prompt and answer, of one length."""
+    return prompt + chosen + 1 + rejected if shared_prompts else 2 * (prompt + np.maximum(chosen, rejected))
 
 
 def of_pairs(fused, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, as_bias: bool) -> FusedCausalLMOutput:

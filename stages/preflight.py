@@ -202,12 +202,7 @@ def prepared(arguments: argparse.Namespace) -> tuple[params.Params, PreTrainedCo
     locked = read_lock(arguments.lock)
     machine = machine_of(arguments, settings.model.dtype)
     for name in ("sft", "dpo"):
-        section = getattr(settings, name)
-        if section.global_batch_size % (section.micro_batch_size * machine.devices):
-            raise InputError(
-                f"{arguments.params}: {name}.global_batch_size: found {section.global_batch_size}, expected a multiple of micro_batch_size × devices = "
-                f"{section.micro_batch_size} × {machine.devices}; change one of them or use fewer devices"
-            )
+        training.accumulation(getattr(settings, name), machine.devices)
     return settings, config_of(settings, arguments, locked), machine, tokenized_by(settings, arguments.tokenized, locked)
 
 

@@ -15,7 +15,7 @@ import datasets
 import pyarrow.compute as pc
 from trl import SFTConfig, SFTTrainer
 
-from stages import checkpoints, command, launch, modeling, params, training
+from stages import checkpoints, command, launch, modeling, packing, params, training
 from stages.chat import IGNORED, load_tokenizer
 from stages.records import write_json
 
@@ -29,9 +29,9 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     train, held_out = (training.shards(paths.data, part) for part in ("train", "held_out"))
     model = modeling.new_policy(paths.base, settings.model, settings.lora, settings.seed)
     if settings.model.attention == "sdpa":
-        modeling.bare(model).set_attn_implementation(training.BY_EXAMPLE)
-    training.check_labels(train)
-    training.check_isolation(model, train, settings.model)
+        modeling.bare(model).set_attn_implementation(packing.BY_EXAMPLE)
+    packing.check_labels(train)
+    packing.check_isolation(model, train, settings.model)
     inputs = [paths.base, paths.data, template, launch.config(paths.configs, settings.model.quantization)]
     with checkpoints.kept(paths.checkpoints, settings.model_dump(include={"seed", "model", "lora", "sft"}), inputs) as run:
         saving = checkpoints.Checkpoints()
@@ -51,7 +51,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
         policy = trainer.accelerator.unwrap_model(trainer.model)
 
         def measure(label: str) -> dict[str, float]:
-            return {"loss": training.loss_per_token(policy, held_out, tokenizer.pad_token_id, settings.sft.micro_batch_size, label)}
+            return {"loss": packing.loss_per_token(policy, held_out, tokenizer.pad_token_id, settings.sft.micro_batch_size, label)}
 
         trainer.add_callback(training.Measuring(saving, settings.sft.measurements, steps, partial(measure, "held-out rows before"), measure))
         checkpoints.train(trainer, saving, run)

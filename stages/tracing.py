@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
-from stages import training
+from stages import packing
 from stages.modeling import Policy, adapter_config, bare
 from stages.params import Lora, Model
 
@@ -32,7 +32,7 @@ OF_ROWS = "sdpa_of_rows"
 def attention_of_rows(module, query, key, value, attention_mask, scaling, dropout=0.0, sliding_window=None, **_: Any):
     if attention_mask is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, sliding_window=sliding_window)
-    return training.attention_in_parts(query, key, value, [query.shape[2]], scaling, dropout, sliding_window)
+    return packing.attention_in_parts(query, key, value, [query.shape[2]], scaling, dropout, sliding_window)
 
 
 AttentionInterface.register(OF_ROWS, attention_of_rows)

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,14 +19,11 @@ import torch
 import trl.trainer.utils
 from datasets.table import InMemoryTable
 from tqdm import tqdm
-from transformers import AttentionInterface, TrainerCallback
-from transformers.integrations.sdpa_attention import repeat_kv
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from transformers import TrainerCallback
 
 from stages import InputError, checkpoints, first_line, launch
-from stages.chat import IGNORED
-from stages.modeling import Policy, bare, measuring
-from stages.params import Model, Training
+from stages.modeling import Policy, bare
+from stages.params import Training
 from stages.records import read_parquet, write_csv
 
 T = TypeVar("T")
@@ -43,12 +39,6 @@ def arguments(settings: Training, seed: int, steps: int, folder: Path, processes
 
     Rows come in the order of `batches`, so that no split of a global batch over devices and accumulation changes what is in it.
     """
-    rows_at_once = settings.micro_batch_size * processes
-    if settings.global_batch_size % rows_at_once:
-        raise InputError(
-            f"params.yaml: global_batch_size: found {settings.global_batch_size}, expected a multiple of micro_batch_size × "
-            f"devices = {settings.micro_batch_size} × {processes}; change one of them or use fewer devices"
-        )
     if settings.use_liger_kernel and not torch.cuda.is_available():
         raise InputError("params.yaml: use_liger_kernel: found true, expected false on a machine without a GPU")
     if settings.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
@@ -63,7 +53,7 @@ def arguments(settings: Training, seed: int, steps: int, folder: Path, processes
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "per_device_train_batch_size": settings.micro_batch_size,
-        "gradient_accumulation_steps": settings.global_batch_size // rows_at_once,
+        "gradient_accumulation_steps": accumulation(settings, processes),
         "learning_rate": settings.learning_rate,
         # transformers' own constant one knows no warm-up
         "lr_scheduler_type": "constant_with_warmup" if settings.lr_scheduler == "constant" else settings.lr_scheduler,
@@ -79,6 +69,21 @@ def arguments(settings: Training, seed: int, steps: int, folder: Path, processes
         "seed": seed,
         "data_seed": seed,
     }
+
+
+def accumulation(settings: Training, processes: int) -> int:
+    """Micro-batches that each process computes for an optimizer step.
+
+    Raises:
+        InputError: the global batch does not divide into them.
+    """
+    at_once = settings.micro_batch_size * processes
+    if settings.global_batch_size % at_once:
+        raise InputError(
+            f"{type(settings).__name__.lower()}.global_batch_size: found {settings.global_batch_size}, expected a multiple of micro_batch_size × "
+            f"devices = {settings.micro_batch_size} × {processes}; change one of them or use fewer devices"
+        )
+    return settings.global_batch_size // at_once
 
 
 def shards(folder: Path, part: str) -> datasets.Dataset:
@@ -200,107 +205,6 @@ def device_flops(dtype: str) -> float | None:
 
 PROBE = 2048
 """Rows and columns of the matrices that a CPU is measured with."""
-
-
-def check_labels(rows: datasets.Dataset) -> None:
-    """Stop before rows are trained on that nothing is learned from.
-
-    Raises:
-        InputError: a row has no label.
-    """
-    labels = rows.data.column("labels").combine_chunks()
-    starts = labels.offsets.to_numpy()[:-1]
-    found = np.logical_or.reduceat(labels.flatten().to_numpy() != IGNORED, starts)
-    if not found.all():
-        raise InputError(f"data/tokenized/sft: row {int(np.argmin(found))} has no label to train on; `dvc repro tokenize_sft` makes the rows anew")
-
-
-BY_EXAMPLE = "sdpa_by_example"
-"""Name, among transformers' attentions, of the one below."""
-
-
-def attention_by_example(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, scaling: float,
-    position_ids: torch.Tensor, dropout: float = 0.0, sliding_window: int | None = None, **_: Any,
-) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """Causal attention within each of the examples that lie one behind another in one row, told apart by their positions.
-
-    sdpa would compute all pairs of tokens of the row, under a mask that its fast kernels do not take.
-
-    Args:
-        query: (1, heads, tokens, width); key and value have as many heads or a divisor of that.
-    """
-    starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
-    return attention_in_parts(query, key, value, [end - start for start, end in pairwise([*starts, query.shape[2]])], scaling, dropout, sliding_window)
-
-
-def attention_in_parts(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scaling: float, dropout: float, sliding_window: int | None
-) -> tuple[torch.Tensor, None]:
-    """Of examples of these lengths; (rows, tokens, heads, width)."""
-    groups = query.shape[1] // key.shape[1]
-    parts = []
-    for one in zip(*(whole.split(lengths, dim=2) for whole in (query, repeat_kv(key, groups), repeat_kv(value, groups))), strict=True):
-        length, mask = one[0].shape[2], None
-        if sliding_window is not None and length > sliding_window:
-            mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - sliding_window)
-        parts.append(torch.nn.functional.scaled_dot_product_attention(*one, mask, dropout, is_causal=mask is None, scale=scaling))
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(BY_EXAMPLE, attention_by_example)
-
-
-ISOLATION = {"float32": 1e-3, "bfloat16": 1.0}
-"""Largest difference of a logit between an example alone and behind another one; a leak was seen to make 22."""
-PROBED = 64
-"""Tokens of each example that are compared."""
-
-
-def check_isolation(model: Policy, rows: datasets.Dataset, settings: Model) -> None:
-    """Stop before a model is trained whose attention lets an example see the one that it is packed behind.
-
-    Rows, packed or not, are laid out one behind another in a micro-batch, told apart by their positions alone.
-
-    Raises:
-        InputError: the second of the first two examples has other logits behind the first than alone.
-    """
-    found: list[list[int]] = []
-    for row in rows:
-        starts = [0, *accumulate(row["seq_lengths"])]
-        found += [row["input_ids"][start:end][:PROBED] for start, end in pairwise(starts)]
-        if len(found) > 1:
-            break
-    else:
-        return
-    first, second = (torch.tensor([ids], device=model.device) for ids in found[:2])
-    positions = torch.cat([torch.arange(ids.shape[1], device=model.device) for ids in (first, second)])[None]
-    with measuring(model):
-        alone = model(input_ids=second, use_cache=False).logits[0]
-        behind = model(input_ids=torch.cat([first, second], dim=1), position_ids=positions, use_cache=False).logits[0, first.shape[1] :]
-    difference = float((behind - alone).abs().max())
-    if not alone.isfinite().all():
-        raise InputError("models/base: it computes logits that are not finite; correct model.source, or model.dtype")
-    if not difference <= ISOLATION[settings.dtype]:
-        raise InputError(
-            f"params.yaml: model.attention: {settings.attention} attention lets examples see those that they are packed behind: a logit differs by "
-            f"{difference:.3g}, expected at most {ISOLATION[settings.dtype]}; use one that keeps them apart (sdpa does for Llama and Qwen models)"
-        )
-
-
-def loss_per_token(model: Policy, rows: datasets.Dataset, pad_token_id: int, batch_size: int, label: str) -> float:
-    """Mean negative log-likelihood, in nats, of the labelled tokens of packed rows."""
-    collate = DataCollatorForLanguageModeling(pad_token_id, padding_free=True)
-
-    def loss(start: int) -> tuple[float, int]:
-        batch = collate([rows[index] for index in range(start, min(start + batch_size, len(rows)))])
-        inputs = {key: value.to(model.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-        outputs = model(**inputs, fused_lm_head=True)
-        return -float(outputs.log_probs.double().sum()), int(outputs.label_mask.sum())
-
-    with measuring(model):
-        losses, counts = zip(*dealt_out(range(0, len(rows), batch_size), loss, label), strict=True)
-    return sum(losses) / sum(counts)
 
 
 @contextmanager

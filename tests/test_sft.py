@@ -1,14 +1,18 @@
 """SFT: learns what the rows say, packs without leaks, and leaves the same bytes twice."""
 
 import json
+import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GenerationConfig
+from trl.trainer.utils import add_fused_lm_head
 
-from stages import modeling, training
+from stages import InputError, modeling, packing, training
 from stages.chat import load_tokenizer
 from tests import steps
 from tests.conftest import changed
@@ -70,51 +74,6 @@ def as_a_user_would(adapter: Path, rows: list[dict]) -> None:
         assert tokenizer.decode(out, skip_special_tokens=True) in RULE.values()
 
 
-@pytest.mark.parametrize(("quantization", "attention"), [("none", "sdpa"), ("nf4", "sdpa"), ("none", "eager"), ("none", training.BY_EXAMPLE)])
-def test_packed_logits_equal_unpacked_logits(quantization, attention, settings, model, tmp_path):
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
-
-    settings = changed(settings, {"model.quantization": quantization})
-    steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
-    base = modeling.load_base(model, settings.model)
-    base.set_attn_implementation(attention)
-    for row in training.shards(tmp_path / "sft_tokens", "train"):
-        batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([row])
-        with torch.no_grad():
-            packed = base(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]
-            alone = [base(torch.tensor([ids.tolist()]), use_cache=False).logits[0] for ids in batch["input_ids"][0].split(row["seq_lengths"])]
-            leaking = base(input_ids=batch["input_ids"], use_cache=False).logits[0]
-        assert len(row["seq_lengths"]) > 1
-        assert (packed - torch.cat(alone)).abs().max() < 1e-4
-        assert (leaking - torch.cat(alone)).abs().max() > 1e-2, "a leak would not be seen"
-
-
-def leaky(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
-    """Causal attention that looks at no mask: right for one example, and wrong for two behind each other."""
-    key, value = (part.repeat_interleave(module.num_key_value_groups, dim=1) for part in (key, value))
-    found = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
-    return found.transpose(1, 2).contiguous(), None
-
-
-def test_an_attention_that_cannot_keep_examples_apart_is_refused(settings, model, tmp_path):
-    from transformers import AutoModelForCausalLM
-    from transformers.modeling_utils import AttentionInterface
-
-    from stages import InputError
-
-    steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
-    rows = training.shards(tmp_path / "sft_tokens", "train")
-    AttentionInterface.register("leaky", leaky)
-    for attention, expected in (("sdpa", None), ("eager", None), ("leaky", r"model\.attention: sdpa attention lets examples see those that they are packed behind")):
-        base = AutoModelForCausalLM.from_pretrained(model, attn_implementation=attention).eval()
-        if expected is None:
-            training.check_isolation(base, rows, settings.model)
-            continue
-        with pytest.raises(InputError, match=expected):
-            training.check_isolation(base, rows, settings.model)
-
-
 def test_twice_gives_the_same_bytes_and_no_pickle(settings, model, tmp_path):
     settings = changed(settings, {"model.quantization": "nf4"})
     for name in ("one", "another_longer_name"):
@@ -134,8 +93,6 @@ def test_twice_gives_the_same_bytes_and_no_pickle(settings, model, tmp_path):
 
 
 def test_the_adapter_stays_in_float32_on_a_quantized_base(settings, model, tmp_path):
-    from safetensors.torch import load_file
-
     settings = changed(settings, {"model.quantization": "nf4"})
     steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
     steps.sft(settings, model, tmp_path)
@@ -160,10 +117,6 @@ def test_the_curve_has_a_row_a_step(settings, model, tmp_path):
 
 
 def test_a_missing_model_file_is_named(settings, model, tmp_path):
-    import shutil
-
-    from stages import InputError
-
     shutil.copytree(model, tmp_path / "base")
     (tmp_path / "base" / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"base: the model could not be loaded .*`dvc checkout .*base` restores it"):
@@ -175,10 +128,6 @@ def test_a_missing_model_file_is_named(settings, model, tmp_path):
 
 def edited(folder: Path, out: Path, name: str, edit) -> Path:
     """A copy of a model's or an adapter's folder with other tensors in the file `name`."""
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     shutil.copytree(folder, out)
     save_file(edit(load_file(folder / name)), out / name, {"format": "pt"})
     return out
@@ -196,8 +145,6 @@ def renamed(tensors: dict) -> dict:
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_weights_that_do_not_fit_are_refused(quantization, edit, settings, model, tmp_path):
     """Where the libraries would put random ones, or go without."""
-    from stages import InputError
-
     settings = changed(settings, {"model.quantization": quantization})
     base = edited(model, tmp_path / "base", "model.safetensors", edit)
     with pytest.raises(InputError, match=r"base: (missing|unexpected) keys: \[.*expected exactly the weights of its config\.json"):
@@ -211,16 +158,12 @@ def test_weights_that_do_not_fit_are_refused(quantization, edit, settings, model
 
 
 def test_an_unknown_target_is_named(settings, model):
-    from stages import InputError
-
     settings = changed(settings, {"lora.target_modules": ["q_proj", "qproj"]})
     with pytest.raises(InputError, match=r"lora\.target_modules: found 'qproj', expected the end of a layer's name, such as \['down_proj'"):
         modeling.new_policy(model, settings.model, settings.lora, 1)
 
 
 def test_training_stops_where_its_loss_is_no_number(settings, model, tmp_path):
-    from stages import InputError
-
     huge = settings.sft.model_copy(update={"learning_rate": 1e38, "warmup_ratio": 0.0})
     settings = settings.model_copy(update={"sft": huge})
     steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
@@ -230,10 +173,6 @@ def test_training_stops_where_its_loss_is_no_number(settings, model, tmp_path):
 
 
 def test_an_adapter_is_not_put_on_another_base(settings, model, tmp_path):
-    import shutil
-
-    from stages import InputError
-
     steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
     steps.sft(settings, model, tmp_path)
     other = edited(model, tmp_path / "base", "model.safetensors", lambda tensors: {name: tensor * 1.01 for name, tensor in tensors.items()})
@@ -266,9 +205,6 @@ def test_a_global_batch_has_the_same_gradients_however_it_is_split(settings, mod
 
 
 def test_every_pass_is_over_all_rows_in_another_order():
-    import datasets
-
-
     rows = datasets.Dataset.from_dict({"number": list(range(6)), "ids": [[0] * (1 + n % 4) for n in range(6)]})
     found = training.batches(rows, ["ids"], 7, 3, 1)
     numbers = found["number"][:]
@@ -282,17 +218,15 @@ def test_every_pass_is_over_all_rows_in_another_order():
 
 @pytest.mark.parametrize("method", ["dora", "full"])
 def test_other_methods_learn_and_are_loaded(method, settings, model, tmp_path):
-
     settings = changed(settings, {"lora.method": method, "model.quantization": "nf4" if method == "dora" else "none", "sft.epochs": 4.0, "sft.learning_rate": 5e-3})
     steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
     loss = steps.measured(steps.sft(settings, model, tmp_path))["held-out rows", "loss"]
     assert loss["after"] < loss["before"] - 0.1
     policy = modeling.load_policy(model, tmp_path / "sft", settings.model)
-    from trl.trainer.utils import add_fused_lm_head
 
     add_fused_lm_head(modeling.bare(policy))
     rows = training.shards(tmp_path / "sft_tokens", "held_out")
-    assert training.loss_per_token(policy, rows, 0, 2, "again") == pytest.approx(loss["after"], rel=1e-5)
+    assert packing.loss_per_token(policy, rows, 0, 2, "again") == pytest.approx(loss["after"], rel=1e-5)
     steps.tokenize_dpo(settings, model, preference_rows(), tmp_path)
     steps.reference(settings, model, tmp_path)
     found = steps.measured(steps.dpo(settings, model, tmp_path))["training pairs", "reward margin"]
@@ -310,8 +244,6 @@ def test_noise_on_the_embeddings_changes_the_run_and_repeats(settings, model, tm
 
 
 def test_liger_needs_a_gpu(settings, model, tmp_path):
-    from stages import InputError
-
     steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
     with pytest.raises(InputError, match="use_liger_kernel: found true, expected false on a machine without a GPU"):
         steps.sft(changed(settings, {"sft.use_liger_kernel": True}), model, tmp_path)
@@ -326,22 +258,9 @@ def test_schedules_warm_up(schedule, expected, settings, model, tmp_path):
     assert [row["learning_rate"] / 1e-3 for row in curve(tmp_path)] == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_row_without_labels_stops_the_run():
-    import datasets
-
-    from stages import InputError
-
-    rows = [{"labels": [-100, 5]}, {"labels": [-100, -100, -100]}, {"labels": [-100, 7, -100]}]
-    with pytest.raises(InputError, match="row 1 has no label to train on"):
-        training.check_labels(datasets.Dataset.from_list(rows))
-    training.check_labels(datasets.Dataset.from_list([rows[0], rows[2]]))
-
-
 @pytest.mark.parametrize(("method", "quantization"), [("lora", "nf4"), ("lora", "none"), ("dora", "none"), ("full", "none")])
 def test_bfloat16_computes_all_the_way(method, quantization, settings, model, tmp_path):
     """Through the three stages: weights that are trained stay in float32, and DPO starts at its reference."""
-    from safetensors.torch import load_file
-
     settings = changed(settings, {"model.dtype": "bfloat16", "lora.method": method, "model.quantization": quantization, "sft.gradient_checkpointing": True})
     steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)
     loss = steps.measured(steps.sft(settings, model, tmp_path))["held-out rows", "loss"]
