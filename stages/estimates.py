@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from transformers import PreTrainedConfig
 
 from stages import InputError, pairs, params, tracing, training
+from stages.attention import Part
 from stages.chat import IGNORED
 from stages.tracing import Cost, Shape
 
@@ -132,7 +133,7 @@ def sft_work(settings: params.Params, tokenized: Path | None, devices: int) -> W
     steps = math.ceil(len(rows) * section.epochs / section.global_batch_size)
     # eager attention computes all of a row, whatever its examples are
     seen = rows if settings.model.attention == "eager" else examples
-    shape = Shape(1, int(largest), int(largest * labels), masked=False)
+    shape = Shape(1, int(largest), int(largest * labels))
     return Work(
         largest=shape,
         measuring=shape,
@@ -163,17 +164,20 @@ def dpo_work(settings: params.Params, tokenized: Path | None, devices: int, shar
         one = min(pairs.length(*sizes, shared), rows * longest)
         every, rest, computed = (np.full(max(1, round(number)), one) for number in (count, tokens_of.held_out, section.steps * section.global_batch_size))
         answers = min(1.0, sum(sizes[1:]) / one)
-    padded = computed.reshape(-1, section.micro_batch_size).max(axis=1) * section.micro_batch_size
+    branch = int(longest * answers / 2)
+    parts = (Part(int(longest) - branch, 0), Part(branch, int(longest) - 2 * branch)) if shared else ()
+    if not shared:
+        computed = np.repeat(computed.reshape(-1, section.micro_batch_size).max(axis=1), section.micro_batch_size)
 
     def shape(pairs_at_once: int) -> Shape:
-        return Shape(rows * pairs_at_once, int(longest), int(rows * pairs_at_once * longest * answers), masked=shared)
+        return Shape(rows * pairs_at_once, int(longest), int(rows * pairs_at_once * longest * answers), parts)
 
     return Work(
         largest=shape(section.micro_batch_size),
         measuring=shape(settings.reference.batch_size),
-        tokens=float(padded.sum()),
+        tokens=float(computed.sum()),
         length=float((every.astype(float) ** 2).sum() / every.sum()) / rows,
-        micro_batches=len(padded) / devices,
+        micro_batches=len(computed) / section.micro_batch_size / devices,
         steps=section.steps,
         measured=float(rest.sum() * (2 + section.measurements) + 2 * every[:512].sum()),
         held=float(every.sum() + rest.sum()),
@@ -268,7 +272,7 @@ def evaluation(settings: params.Params, config: PreTrainedConfig, machine: Machi
         rows, length = min(rows, benchmark.limit or rows), each * (benchmark.num_fewshot + 1)
         at_once = min(settings.evaluate.batch_size, rows * passes)
         generated = (benchmark.max_new_tokens or generated) if generated else 0
-        shape = Shape(at_once, length - each + most + generated, at_once, masked=False)
+        shape = Shape(at_once, length - each + most + generated, at_once)
         forward = tracing.cost(config, settings.model, settings.lora, shape, False, False)
         # where nothing is generated, lm-eval asks for all logits and their softmax, both in the model's dtype
         logits = 2 * at_once * shape.length * text.vocab_size * width

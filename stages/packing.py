@@ -1,17 +1,13 @@
-"""Rows that hold several examples, one behind another, told apart by their positions: attention that keeps them apart, what is checked before
-they are trained on, and their loss.
+"""Rows that hold several examples, one behind another, told apart by their positions: what is checked before they are trained on, and their loss.
 
 The examples of a micro-batch are laid out as one such row, packed or not.
 """
 
 from itertools import accumulate, pairwise
-from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import repeat_kv
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from stages import InputError
@@ -19,42 +15,6 @@ from stages.chat import IGNORED
 from stages.modeling import Policy, measuring
 from stages.params import Model
 from stages.training import dealt_out
-
-BY_EXAMPLE = "sdpa_by_example"
-"""Name, among transformers' attentions, of the one below."""
-
-
-def attention_by_example(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, scaling: float,
-    position_ids: torch.Tensor, dropout: float = 0.0, sliding_window: int | None = None, **_: Any,
-) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """Causal attention within each of the examples that lie one behind another in one row, told apart by their positions.
-
-    sdpa would compute all pairs of tokens of the row, under a mask that its fast kernels do not take.
-
-    Args:
-        query: (1, heads, tokens, width); key and value have as many heads or a divisor of that.
-    """
-    starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
-    return attention_in_parts(query, key, value, [end - start for start, end in pairwise([*starts, query.shape[2]])], scaling, dropout, sliding_window)
-
-
-def attention_in_parts(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scaling: float, dropout: float, sliding_window: int | None
-) -> tuple[torch.Tensor, None]:
-    """Of examples of these lengths; (rows, tokens, heads, width)."""
-    groups = query.shape[1] // key.shape[1]
-    parts = []
-    for one in zip(*(whole.split(lengths, dim=2) for whole in (query, repeat_kv(key, groups), repeat_kv(value, groups))), strict=True):
-        length, mask = one[0].shape[2], None
-        if sliding_window is not None and length > sliding_window:
-            mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - sliding_window)
-        parts.append(torch.nn.functional.scaled_dot_product_attention(*one, mask, dropout, is_causal=mask is None, scale=scaling))
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(BY_EXAMPLE, attention_by_example)
-
 
 ISOLATION = {"float32": 1e-3, "bfloat16": 1.0}
 """Largest difference of a logit between an example alone and behind another one; a leak was seen to make 22."""

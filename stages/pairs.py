@@ -20,6 +20,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput
 
 from stages import InputError, checkpoints, launch, training
+from stages.attention import BY_PART
 from stages.chat import IGNORED
 from stages.modeling import Policy, bare, measuring
 
@@ -68,10 +69,9 @@ def log_probs(
 
 
 def can_share_prompts(config: PreTrainedConfig, attention: str) -> bool:
-    """False if a layer sees less than all that comes before, or if the attention takes no mask; a mixture of experts also asks for its router's loss."""
+    """For models whose layers all attend to what comes before, through sdpa; a mixture of experts also asks for its router's loss."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    narrow = kinds != {"full_attention"} or getattr(config, "sliding_window", None)
-    return not narrow and not hasattr(config, "output_router_logits") and attention in ("sdpa", "eager")
+    return attention == "sdpa" and kinds <= {"full_attention", "sliding_attention"} and not hasattr(config, "output_router_logits")
 
 
 def share_prompts(policy: Policy) -> bool:
@@ -80,12 +80,13 @@ def share_prompts(policy: Policy) -> bool:
     config = model.config.get_text_config()
     if not can_share_prompts(config, config._attn_implementation):
         return False
+    model.set_attn_implementation(BY_PART)
     fused = model.forward
 
     def forward(self: PreTrainedModel, input_ids: torch.Tensor | None = None, *args: Any, fused_lm_head: bool = False, **kwargs: Any):
         if not fused_lm_head:
             return fused(input_ids, *args, **kwargs)
-        return of_pairs(fused, input_ids, kwargs["attention_mask"], kwargs["labels"], as_bias=config._attn_implementation == "eager")
+        return of_pairs(fused, input_ids, kwargs["attention_mask"], kwargs["labels"])
 
     model.forward = types.MethodType(forward, model)
     return True
@@ -102,51 +103,37 @@ def length(prompt: T, chosen: T, rejected: T, shared_prompts: bool) -> T:
     return prompt + chosen + 1 + rejected if shared_prompts else 2 * (prompt + np.maximum(chosen, rejected))
 
 
-def of_pairs(fused, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, as_bias: bool) -> FusedCausalLMOutput:
-    """What `fused` gives for rows [prompt, chosen] and then [prompt, rejected], from rows [prompt, chosen, prompt's last token, rejected].
+def of_pairs(fused, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> FusedCausalLMOutput:
+    """What `fused` gives for rows [prompt, chosen] and then [prompt, rejected], from one row without padding: of each pair the prompt, chosen, the prompt's last token and
+    rejected, which branches off there.
 
-    The prompt's last token stands there twice because each answer's first token is predicted from it. It and the rejected answer
-    see the rest of the prompt and each other, and nothing of the chosen answer.
+    The prompt's last token stands there twice because each answer's first token is predicted from it.
 
     Args:
-        fused: forward of a model with TRL's fused head.
+        fused: forward of a model with TRL's fused head, and with attention by part.
         input_ids, attention_mask, labels: (2 × pairs, tokens), padded on the right; labels are IGNORED outside the answers.
-        as_bias: whether the model's attention adds its mask instead of selecting with it.
     """
     pairs, width = len(input_ids) // 2, input_ids.shape[1]
     device = input_ids.device
-    prompt = (labels != IGNORED).int().argmax(dim=1)[:pairs, None]
-    chosen, rejected = (count[:, None] for count in attention_mask.sum(dim=1).split(pairs))
-    # of each place in a new row: does it belong to the second branch, and which token of [prompt, answer] is it
-    place = torch.arange(int((chosen + 1 + rejected - prompt).max()), device=device)[None]
-    second = place >= chosen
-    position = torch.where(second, place - chosen + prompt - 1, place)
-    real = place < chosen + 1 + rejected - prompt
-    source = position.clamp(max=width - 1)
-    ids = torch.where(second, input_ids[pairs:].gather(1, source), input_ids[:pairs].gather(1, source))
-    # a place predicts the next token of its own branch
-    last = torch.where(second, rejected, chosen) - 1
-    following = (position + 1).clamp(max=width - 1)
-    next_label = torch.where(second, labels[pairs:].gather(1, following), labels[:pairs].gather(1, following))
-    next_label = next_label.masked_fill((position >= last) | ~real, IGNORED)
-    causal = place[:, :, None] >= place[:, None, :]
-    foreign = second[:, :, None] & ~second[:, None, :] & (place[:, None, :] >= prompt[:, :, None] - 1)
-    # padding sees itself: a row of nothing but masked places has no softmax
-    mask = ((causal & ~foreign & real[:, None, :]) | torch.eye(place.shape[1], dtype=torch.bool, device=device)[None])[:, None]
-    if as_bias:
-        mask = torch.zeros(mask.shape, device=device).masked_fill(~mask, torch.finfo(torch.float32).min)
+    prompts = (labels[:pairs] != IGNORED).int().argmax(dim=1)
+    chosen, rejected = attention_mask.sum(dim=1).split(pairs)
+    ids, following, positions = [], [], []
+    for number, (prompt, *ends) in enumerate(torch.stack([prompts, chosen, rejected], dim=1).tolist()):
+        for row, start, end in zip((number, pairs + number), (0, prompt - 1), ends, strict=True):
+            ids.append(input_ids[row, start:end])
+            # the last token of an answer predicts nothing
+            following.append(torch.nn.functional.pad(labels[row, start + 1 : end], (0, 1), value=IGNORED))
+            positions.append(torch.arange(start, end, device=device))
     found = fused(
-        ids, attention_mask=mask, position_ids=position.masked_fill(~real, 0), shift_labels=next_label, fused_lm_head=True
+        torch.cat(ids)[None], attention_mask=None, position_ids=torch.cat(positions)[None], shift_labels=torch.cat(following)[None], fused_lm_head=True
     )
     # back to a row an answer, and from the place that predicts to the token before the predicted one
+    begin = (chosen + rejected - prompts + 1).cumsum(0) - (chosen + rejected - prompts + 1)
     column = torch.arange(width - 1, device=device)[None]
     wanted = labels[:, 1:] != IGNORED
-    index = torch.cat([column.expand(pairs, -1), column + chosen - prompt + 1])
-    index = index.clamp(0, place.shape[1] - 1)
+    index = torch.cat([begin[:, None] + column, (begin + chosen - prompts + 1)[:, None] + column]).masked_fill(~wanted, 0)
 
     def spread(values: torch.Tensor | None) -> torch.Tensor | None:
-        if values is None:
-            return None
-        return torch.cat([values, values]).gather(1, index).masked_fill(~wanted, 0)
+        return None if values is None else values[0].index_select(0, index.flatten()).view_as(index).masked_fill(~wanted, 0)
 
     return FusedCausalLMOutput(**{name: spread(getattr(found, name)) for name in PER_TOKEN})

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from trl import SFTConfig, SFTTrainer
 
 from stages import checkpoints, command, launch, modeling, packing, params, training
+from stages.attention import BY_PART
 from stages.chat import IGNORED, load_tokenizer
 from stages.records import write_json
 
@@ -29,7 +30,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     train, held_out = (training.shards(paths.data, part) for part in ("train", "held_out"))
     model = modeling.new_policy(paths.base, settings.model, settings.lora, settings.seed)
     if settings.model.attention == "sdpa":
-        modeling.bare(model).set_attn_implementation(packing.BY_EXAMPLE)
+        modeling.bare(model).set_attn_implementation(BY_PART)
     packing.check_labels(train)
     packing.check_isolation(model, train, settings.model)
     inputs = [paths.base, paths.data, template, launch.config(paths.configs, settings.model.quantization)]

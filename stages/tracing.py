@@ -15,27 +15,15 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
-from stages import packing
+from stages.attention import BY_PART, Part
 from stages.modeling import Policy, adapter_config, bare
 from stages.params import Lora, Model
 
 aten = torch.ops.aten
-OF_ROWS = "sdpa_of_rows"
-"""Name, among transformers' attentions, of sdpa as SFT uses it, for rows of one example each."""
-
-
-def attention_of_rows(module, query, key, value, attention_mask, scaling, dropout=0.0, sliding_window=None, **_: Any):
-    if attention_mask is not None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, sliding_window=sliding_window)
-    return packing.attention_in_parts(query, key, value, [query.shape[2]], scaling, dropout, sliding_window)
-
-
-AttentionInterface.register(OF_ROWS, attention_of_rows)
 MATRICES = flop_registry | {
     # the part of the head's backward pass that adds into its result
     aten.addmm_: shape_wrapper(lambda into, one, other, **_: 2 * one[0] * one[1] * other[1]),
@@ -58,8 +46,8 @@ class Shape:
     length: int
     labelled: int
     """Tokens that the head scores."""
-    masked: bool
-    """Whether the model is given a mask of places, as for pairs that share a prompt."""
+    parts: tuple[Part, ...] = ()
+    """Texts and branches of a row, where it is not one text."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +75,7 @@ def policy(config: PreTrainedConfig, model: Model, lora: Lora) -> Policy:
     whole = lora.method == "full"
     dtype = torch.float32 if whole else getattr(torch, model.dtype)
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager" if model.attention == "eager" else OF_ROWS)
+        base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager" if model.attention == "eager" else BY_PART)
         return base if whole else get_peft_model(base, adapter_config(lora))
 
 
@@ -135,9 +123,10 @@ def watched(whole: Policy, dtype: str, shape: Shape, backward: bool, checkpointi
         if backward and parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     inputs: dict[str, Any] = {"input_ids": torch.zeros(shape.rows, shape.length, dtype=torch.long), "use_cache": False}
-    if shape.masked:
-        inputs["attention_mask"] = torch.ones(shape.rows, 1, shape.length, shape.length, dtype=torch.bool)
-        inputs["position_ids"] = torch.zeros(shape.rows, shape.length, dtype=torch.long)
+    if base.config._attn_implementation == BY_PART:
+        # positions have no content here that parts could be found by
+        inputs["position_ids"] = torch.zeros(1, shape.length, dtype=torch.long)
+        inputs["position_ids"].parts = shape.parts or [Part(shape.length, 0)]
     head = base.get_output_embeddings()
     known = [*whole.parameters(), *whole.buffers(), *(parameter.grad for parameter in whole.parameters() if parameter.grad is not None)]
     with Watched(known) as alive, torch.set_grad_enabled(backward):

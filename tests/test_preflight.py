@@ -10,12 +10,13 @@ import pytest
 from transformers import AutoConfig
 
 from stages import InputError, estimates, modeling, params, preflight, tracing
+from stages.attention import BY_PART, Part
 from stages.tracing import Shape
 from tests import steps, tiny
 from tests.conftest import changed
 from tests.tiny import ROOT
 
-SHAPES = {"sft": Shape(1, 48, 48, masked=False), "dpo": Shape(2, 40, 50, masked=True)}
+SHAPES = {"sft": Shape(1, 48, 48), "dpo": Shape(2, 40, 50, (Part(25, 0), Part(15, 10)))}
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "full"])
@@ -40,6 +41,8 @@ def test_a_traced_step_costs_what_a_real_one_does(shape, checkpointing, method, 
     config = AutoConfig.from_pretrained(model)
     traced = tracing.traced(config, settings.model, settings.lora, SHAPES[shape], True, checkpointing)
     real = modeling.new_policy(model, settings.model, settings.lora, 0)
+    if attention == "sdpa":
+        modeling.bare(real).set_attn_implementation(BY_PART)
     found = tracing.watched(real, dtype, SHAPES[shape], True, checkpointing)
     assert traced.peak == pytest.approx(found.peak, rel=0.02)
     assert (traced.matrices, traced.attention) == (found.matrices, found.attention) and traced.attention > 0
@@ -169,6 +172,6 @@ def test_an_unknown_data_set_is_asked_for(settings):
 def test_published_sizes_stand_for_the_recipe():
     recipe = params.load(ROOT / "recipes" / "qwen3-4b.yaml")
     work = estimates.sft_work(recipe, None, 4)
-    assert work.steps == 1207 and work.largest == Shape(1, 4 * 2048, int(0.65 * 4 * 2048), masked=False)
+    assert work.steps == 1207 and work.largest == Shape(1, 4 * 2048, int(0.65 * 4 * 2048))
     with pytest.raises(InputError, match="held_out: found 512, expected fewer than the 100 rows"):
         estimates.sft_work(changed(recipe, {"data.sft.mix": {"alpaca": {"limit": 100, "weight": 1.0}}}), None, 4)

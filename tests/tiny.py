@@ -41,8 +41,8 @@ def make_model(folder: Path, hidden: int = 64, layers: int = 2, architecture: st
     return folder
 
 
-def make_policy(architecture: str, attention: str | None, vocabulary: int = 300, hidden: int = 64, layers: int = 2):
-    """A small model of one of the architectures: qwen3, llama, gemma3."""
+def make_policy(architecture: str, attention: str | None, vocabulary: int = 300, hidden: int = 64, layers: int = 2, window: int | None = None):
+    """A small model of one of the architectures qwen3, llama and gemma3, whose first layer sees a window of so many tokens if that is given."""
     import torch
     from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
@@ -59,6 +59,7 @@ def make_policy(architecture: str, attention: str | None, vocabulary: int = 300,
         eos_token_id=0,
         pad_token_id=0,
         bos_token_id=None,
+        **({} if window is None else {"sliding_window": window, "layer_types": ["sliding_attention", *["full_attention"] * (layers - 1)]}),
     )
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
