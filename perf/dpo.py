@@ -13,6 +13,7 @@ import csv
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from perf.beside import ROOT
@@ -39,14 +40,20 @@ def settings_of(arguments: argparse.Namespace, beta: float = 0.1):
 def prepare(arguments: argparse.Namespace, folder: Path) -> None:
     """Tokenize the embedded pairs, keep the first of them, and train an SFT adapter for one step."""
     from perf import sft as perf_sft
-    from stages import sft, tokenize_dpo
+    from stages import sft, tokenize_dpo, training
     from tests import steps
 
     raw = folder / "raw_dpo" / "dpo_demo.parquet"
     raw.parent.mkdir()
-    pq.write_table(pq.read_table(ROOT / "data/raw/preferences/dpo_demo.parquet").slice(0, arguments.pairs + 1), raw)
+    pq.write_table(pq.read_table(ROOT / "data/raw/preferences/dpo_demo.parquet"), raw)
     settings = settings_of(arguments)
     tokenize_dpo.run(settings, steps.tokenize_paths(ROOT / "models/base", folder, "dpo"), 2)
+    kept = training.shards(folder / "dpo_tokens", "train").data.table.slice(0, arguments.pairs)
+    assert len(kept) == arguments.pairs, f"--pairs: found {arguments.pairs}, expected at most the {len(kept)} within --max_length"
+    for shard in (folder / "dpo_tokens").glob("train-*.arrow"):
+        shard.unlink()
+    with pa.ipc.new_stream(folder / "dpo_tokens" / "train-0.arrow", kept.schema) as stream:
+        stream.write_table(kept)
     own = argparse.Namespace(rows=4, batch=4, dtype=arguments.dtype, quantization=arguments.quantization)
     perf_sft.prepare(own, folder)
     sft.run(perf_sft.settings_of(own), argparse.Namespace(base=ROOT / "models/base", data=folder / "sft_tokens", templates=steps.TEMPLATES, out=folder / "sft", **steps.training(folder, "sft")))
