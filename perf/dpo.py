@@ -12,6 +12,7 @@ import argparse
 import csv
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -115,7 +116,8 @@ def trl(arguments: argparse.Namespace, folder: Path) -> dict:
             max_steps=settings.dpo.steps, logging_steps=1, report_to="none", use_cpu=True, bf16=arguments.dtype == "bfloat16",
             gradient_checkpointing=arguments.checkpointing, save_strategy="no", train_sampling_strategy="sequential", beta=beta, seed=settings.seed,
         )  # fmt: skip
-        trainer = DPOTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
+        with patch.object(DPOTrainer, "_prepare_dataset", lambda self, dataset, *_: dataset):
+            trainer = DPOTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
         as_it_comes()
         counted, took = count_tokens(modeling.bare(model)), time_steps(trainer)
         trainer.train()
