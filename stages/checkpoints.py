@@ -32,6 +32,7 @@ KEPT = 2
 GRACE = 600
 """Seconds that the optimizer step under way has to end after SIGTERM."""
 MANIFEST = "manifest.json"
+RESULTS = "results.json"
 
 
 def interval() -> float:
@@ -149,6 +150,65 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
+class Ending:
+    """Whether the process was asked to end, by SIGTERM or Ctrl-C, while it listens."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self, *_: Any) -> None:
+        """Asked once more, or after GRACE, the process ends at once. That its parent ends, asked along with it, is not asking once more."""
+        self.asked = True
+        die_with_parent(0)
+        if launch.world_size() == 1:
+            # a launcher asks its processes several times by itself
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.alarm(GRACE)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        handlers = {name: signal.signal(name, self.ask) for name in (signal.SIGTERM, signal.SIGINT)}
+        yield
+        signal.alarm(0)
+        for name, handler in handlers.items():
+            signal.signal(name, handler)
+
+
+def agreed(*flags: bool) -> list[bool]:
+    """Each true if it is on any process."""
+    found = torch.tensor(flags, dtype=torch.float32)
+    if torch.distributed.is_initialized():
+        found = found.to("cuda" if torch.cuda.is_available() else "cpu")
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in found.tolist()]
+
+
+def results(run: Path | None, total: int, rest: Callable[[int], Iterator[Any]]) -> list[Any]:
+    """What `rest` computes behind as many results as it is given the number of. They are kept in `run`, if there is one, at intervals and when the process is asked
+    to end: a killed run goes on behind those.
+
+    Raises:
+        SystemExit: after SIGTERM or Ctrl-C, once they are saved.
+    """
+    if run is None:
+        return list(rest(0))
+    start, ending, last_saved = latest(run), Ending(), time.monotonic()
+    found = [] if start is None else json.loads((start / RESULTS).read_text())
+    with ending.listening():
+        for one in rest(len(found)):
+            found.append(one)
+            due, stop = agreed(time.monotonic() - last_saved >= interval(), ending.asked)
+            if (due or stop) and len(found) < total:
+                if launch.is_main():
+                    # in full precision, unlike a record
+                    save(run, len(found), lambda checkpoint: (checkpoint / RESULTS).write_text(json.dumps(found)))
+                last_saved = time.monotonic()
+                if stop:
+                    sys.exit(f"ended on request after {len(found)} of {total} batches: `dvc repro` goes on from there")
+    return found
+
+
 class Checkpoints(TrainerCallback, ExportableState):
     """Saves at intervals and when the process is asked to end, seals what was saved, and keeps what a trainer's own state leaves out.
 
@@ -159,21 +219,11 @@ class Checkpoints(TrainerCallback, ExportableState):
     def __init__(self) -> None:
         self.records: dict[str, list[Any]] = {"seconds": [], "memory_mib": [], "before": [], "held_out": []}
         self.interval = interval()
-        self.asked_to_end = False
+        self.ending = Ending()
         self.last_saved = time.monotonic()
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"records": self.records}}
-
-    def ask_to_end(self, *_: Any) -> None:
-        """Asked once more, or after GRACE, the process ends at once. That its parent ends, asked along with it, is not asking once more."""
-        self.asked_to_end = True
-        die_with_parent(0)
-        if launch.world_size() == 1:
-            # a launcher asks its processes several times by itself
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.alarm(GRACE)
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.begin = time.monotonic()
@@ -181,12 +231,8 @@ class Checkpoints(TrainerCallback, ExportableState):
     def on_step_end(self, args, state, control, **_: Any) -> None:
         self.records["seconds"].append(time.monotonic() - self.begin)
         self.records["memory_mib"].append(peak_memory())
-        due = torch.tensor([time.monotonic() - self.last_saved >= self.interval, self.asked_to_end], dtype=torch.float32)
-        if torch.distributed.is_initialized():
-            due = due.to(args.device)
-            torch.distributed.all_reduce(due, torch.distributed.ReduceOp.MAX)
-        save, stop = (bool(value) for value in due.tolist())
-        control.should_save = save or stop
+        due, stop = agreed(time.monotonic() - self.last_saved >= self.interval, self.ending.asked)
+        control.should_save = due or stop
         control.should_training_stop = control.should_training_stop or stop
 
     def on_save(self, args, state, control, **_: Any) -> None:
@@ -208,10 +254,7 @@ def train(trainer: Trainer, checkpoints: Checkpoints, run: Path) -> None:
         checkpoints.records = state["stateful_callbacks"]["Checkpoints"]["attributes"]["records"]
         # TRL's count of tokens, which it would start anew
         trainer._total_train_tokens = [entry["num_tokens"] for entry in state["log_history"] if "num_tokens" in entry][-1]
-    handlers = {name: signal.signal(name, checkpoints.ask_to_end) for name in (signal.SIGTERM, signal.SIGINT)}
-    trainer.train(resume_from_checkpoint=None if start is None else str(start))
-    signal.alarm(0)
-    for name, handler in handlers.items():
-        signal.signal(name, handler)
+    with checkpoints.ending.listening():
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
     if trainer.state.global_step < trainer.state.max_steps:
         sys.exit(f"ended on request at step {trainer.state.global_step} of {trainer.state.max_steps}: `dvc repro` goes on from there")

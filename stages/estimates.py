@@ -4,6 +4,7 @@ Weights, activations and arithmetic are counted on the model itself, which runs 
 are counted one by one, others taken by their published sizes.
 """
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 from transformers import PreTrainedConfig
 
 from stages import InputError, pairs, params, tracing, training
-from stages.attention import Part
+from stages.attention import Segment, can_attend_by_segment
 from stages.chat import IGNORED
 from stages.tracing import Cost, Shape
 
@@ -24,6 +25,8 @@ WEIGHT, GRADIENT, ADAM = 4, 4, 8
 """Bytes a trained weight: all is in float32, and Adam keeps two moments."""
 ZERO3_LIVE = 10**9
 """Weights that DeepSpeed's ZeRO-3 holds gathered at most, its stage3_max_live_parameters."""
+TRACED_TEXTS = 8
+"""Examples of a micro-batch, each attended to by itself, that are traced at most: more of them take longer to trace, and start more kernels than are counted."""
 REDUCE_BUCKET = 5 * 10**8
 """Gradients for which DeepSpeed has a buffer, to sum them over devices: its reduce_bucket_size."""
 
@@ -115,7 +118,7 @@ def published(data: params.SftData | params.PreferencesData, sizes: dict[str, tu
     return float(trained.sum()), mean, f"published sizes of {', '.join(names)}; `dvc repro tokenize_sft tokenize_dpo` counts them"
 
 
-def sft_work(settings: params.Params, tokenized: Path | None, devices: int) -> Work:
+def sft_work(settings: params.Params, tokenized: Path | None, devices: int, by_segment: bool) -> Work:
     section, tokens_of = settings.sft, settings.tokenize.sft
     if tokenized is not None:
         train, held_out = (training.shards(tokenized, part).data for part in ("train", "held_out"))
@@ -131,9 +134,13 @@ def sft_work(settings: params.Params, tokenized: Path | None, devices: int) -> W
         rows = np.full(math.ceil(examples.sum() / tokens_of.max_length), float(tokens_of.max_length)) if tokens_of.packing else examples
         measured, largest = tokens_of.held_out * mean, section.micro_batch_size * tokens_of.max_length
     steps = math.ceil(len(rows) * section.epochs / section.global_batch_size)
-    # eager attention computes all of a row, whatever its examples are
-    seen = rows if settings.model.attention == "eager" else examples
-    shape = Shape(1, int(largest), int(largest * labels))
+    if by_segment:
+        seen, texts = examples, min(TRACED_TEXTS, max(1, round(largest / examples.mean())))
+    else:
+        # all of the rows that are computed at once
+        seen, texts = rows * section.micro_batch_size, 1
+    text = int(largest / texts)
+    shape = Shape(1, text * texts, int(text * texts * labels), (Segment(text, 0),) * texts, texts)
     return Work(
         largest=shape,
         measuring=shape,
@@ -154,7 +161,8 @@ def dpo_work(settings: params.Params, tokenized: Path | None, devices: int, shar
     if tokenized is not None:
         train, held_out = (training.shards(tokenized, part) for part in ("train", "held_out"))
         drawn = training.batches(train, ["prompt_ids", "chosen_ids", "rejected_ids"], section.steps, section.global_batch_size, settings.seed)
-        every, rest, computed = (pairs.lengths(one, shared) for one in (train, held_out, drawn))
+        every, rest = (pairs.lengths(one, shared) for one in (train, held_out))
+        computed = pairs.computed(drawn, section.micro_batch_size, shared)
         answers = sum(len(pc.list_flatten(train.data.column(name))) for name in ("chosen_ids", "rejected_ids")) / every.sum()
         longest, source = every.max() / rows, f"{tokenized}: {len(every):,} pairs"
     else:
@@ -165,12 +173,13 @@ def dpo_work(settings: params.Params, tokenized: Path | None, devices: int, shar
         every, rest, computed = (np.full(max(1, round(number)), one) for number in (count, tokens_of.held_out, section.steps * section.global_batch_size))
         answers = min(1.0, sum(sizes[1:]) / one)
     branch = int(longest * answers / 2)
-    parts = (Part(int(longest) - branch, 0), Part(branch, int(longest) - 2 * branch)) if shared else ()
-    if not shared:
-        computed = np.repeat(computed.reshape(-1, section.micro_batch_size).max(axis=1), section.micro_batch_size)
+    segments = (Segment(int(longest) - branch, 0), Segment(branch, int(longest) - 2 * branch))
 
     def shape(pairs_at_once: int) -> Shape:
-        return Shape(rows * pairs_at_once, int(longest), int(rows * pairs_at_once * longest * answers), parts)
+        labelled = int(rows * pairs_at_once * longest * answers)
+        if shared:
+            return Shape(1, pairs_at_once * int(longest), labelled, segments * pairs_at_once, pairs_at_once)
+        return Shape(rows * pairs_at_once, int(longest), labelled)
 
     return Work(
         largest=shape(section.micro_batch_size),
@@ -179,7 +188,7 @@ def dpo_work(settings: params.Params, tokenized: Path | None, devices: int, shar
         length=float((every.astype(float) ** 2).sum() / every.sum()) / rows,
         micro_batches=len(computed) / section.micro_batch_size / devices,
         steps=section.steps,
-        measured=float(rest.sum() * (2 + section.measurements) + 2 * every[:512].sum()),
+        measured=float(rest.sum() * (2 + section.measurements) + 2 * every[: pairs.MEASURED].sum()),
         held=float(every.sum() + rest.sum()),
         source=source,
     )
@@ -188,7 +197,7 @@ def dpo_work(settings: params.Params, tokenized: Path | None, devices: int, shar
 def seconds(cost: Cost, shape: Shape, tokens: float, length: float, micro_batches: float, machine: Machine, kind: Kind) -> tuple[float, float, float]:
     """FLOPs of `tokens`; seconds at the machine's utilization; seconds that starting the kernels of the micro-batches takes at least."""
     share = tokens / (shape.rows * shape.length)
-    flops = share * (cost.matrices + cost.attention * length / shape.length)
+    flops = share * (cost.matrices + cost.attention * length * shape.texts / shape.length)
     return flops, flops / (machine.flops * machine.utilization * machine.devices), micro_batches * cost.operations * kind.operation
 
 
@@ -238,22 +247,25 @@ def needs(settings: params.Params, config: PreTrainedConfig, machine: Machine, t
     elif devices > 1:
         live = min(ZERO3_LIVE, counts["frozen"] + counts["trained"]) * (4 if full else width)
         weights, trained = whole / devices + live, trained / devices + REDUCE_BUCKET * GRADIENT
-    shared = pairs.can_share_prompts(config.get_text_config(), model.attention)
-    work = {"sft": sft_work(settings, tokenized["sft"], devices), "dpo": dpo_work(settings, tokenized["dpo"], devices, shared)}
-    found = {}
+    text = copy.deepcopy(config.get_text_config())
+    text._attn_implementation = model.attention
+    shared = pairs.can_share_prompts(text)
+    work = {"sft": sft_work(settings, tokenized["sft"], devices, can_attend_by_segment(text)), "dpo": dpo_work(settings, tokenized["dpo"], devices, shared)}
+    found, forwards = {}, {}
     for stage, own in work.items():
         section = getattr(settings, stage)
         # TRL trains pairs without dropout
         used = lora if stage == "sft" else lora.model_copy(update={"dropout": 0.0})
         step = tracing.cost(config, model, used, own.largest, True, section.gradient_checkpointing)
-        forward = tracing.cost(config, model, used, own.measuring, False, False)
+        forward = forwards[stage] = tracing.cost(config, model, used, own.measuring, False, False)
         flops, computing, starting = seconds(step, own.largest, own.tokens, own.length, own.micro_batches, machine, kind)
         more, longer, _ = seconds(forward, own.measuring, own.measured, own.length, 0, machine, kind)
         activations = max(step.peak, forward.peak) * kind.held + unpacked
         found[stage] = Need(
             stage, weights, trained, activations, kind.process, whole + adapter, own.steps, own.tokens, flops + more, computing + longer + kind.start, starting
         )
-    batches = own.held / (own.measuring.rows * own.length) / devices
+    own, forward = work["dpo"], forwards["dpo"]
+    batches = own.held / (own.measuring.rows * own.measuring.texts * own.length) / devices
     flops, computing, starting = seconds(forward, own.measuring, own.held, own.length, batches, machine, kind)
     activations = forward.peak * kind.held + unpacked
     reference = Need("reference", whole, adapter, activations, kind.process, 0, 0, own.held, flops, computing + kind.start, starting)

@@ -38,7 +38,7 @@ def check_isolation(model: Policy, rows: datasets.Dataset, settings: Model) -> N
         return
     first, second = (torch.tensor([ids], device=model.device) for ids in found[:2])
     positions = torch.cat([torch.arange(ids.shape[1], device=model.device) for ids in (first, second)])[None]
-    with measuring(model):
+    with measuring(model), torch.autocast(model.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
         alone = model(input_ids=second, use_cache=False).logits[0]
         behind = model(input_ids=torch.cat([first, second], dim=1), position_ids=positions, use_cache=False).logits[0, first.shape[1] :]
     difference = float((behind - alone).abs().max())

@@ -4,9 +4,7 @@ The prompt of a pair is computed once for both answers, and the head only where 
 pairs as rows of prompt and chosen, then of prompt and rejected, and gets its answers in that form.
 """
 
-import json
 import math
-import time
 import types
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,14 +17,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput
 
-from stages import InputError, checkpoints, launch, training
-from stages.attention import BY_PART
+from stages import InputError, checkpoints, training
+from stages.attention import attend_by_segment, can_attend_by_segment
 from stages.chat import IGNORED
 from stages.modeling import Policy, bare, measuring
 
 T = TypeVar("T", float, np.ndarray)
 
-SUMS = "sums.json"
+MEASURED = 512
+"""Training pairs that DPO measures before and after, the first so many."""
 PER_TOKEN = ("log_probs", "entropy", "mean_logits", "is_top1", "label_mask")
 """What TRL's fused head gives for each token."""
 
@@ -40,12 +39,8 @@ def log_probs(
     With `run`, checkpoints of what is done are saved there, and the newest one is taken up.
     """
     collate = DataCollatorForPreference(pad_token_id)
-    length = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
-    order = sorted(range(len(rows)), key=lambda index: (length[index], index))
+    order = np.argsort(lengths(rows, False), kind="stable").tolist()
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    sums: list[list[float]] = []
-    if run is not None and (start := checkpoints.latest(run)) is not None:
-        sums = json.loads((start / SUMS).read_text())
 
     def compute(indices: list[int]) -> list[float]:
         batch = {key: value.to(policy.device) for key, value in collate([rows[index] for index in indices]).items()}
@@ -56,31 +51,23 @@ def log_probs(
             raise InputError(f"{label}: the model gives a log-prob of {next(one for one in found if not math.isfinite(one))}; its adapter or base is damaged")
         return found
 
-    last_saved = time.monotonic()
     with measuring(policy):
-        for found in training.dealt_out(batches, compute, label, done=len(sums)):
-            sums.append(found)
-            if run is not None and launch.is_main() and len(sums) < len(batches) and time.monotonic() - last_saved >= checkpoints.interval():
-                # in full precision, unlike a record
-                checkpoints.save(run, len(sums), lambda checkpoint: (checkpoint / SUMS).write_text(json.dumps(sums)))
-                last_saved = time.monotonic()
+        sums = checkpoints.results(run, len(batches), lambda done: training.dealt_out(batches, compute, label, done))
     of_row = {index: (found[position], found[position + len(indices)]) for indices, found in zip(batches, sums, strict=True) for position, index in enumerate(indices)}
     return {"chosen": [of_row[index][0] for index in range(len(rows))], "rejected": [of_row[index][1] for index in range(len(rows))]}
 
 
-def can_share_prompts(config: PreTrainedConfig, attention: str) -> bool:
-    """For models whose layers all attend to what comes before, through sdpa; a mixture of experts also asks for its router's loss."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return attention == "sdpa" and kinds <= {"full_attention", "sliding_attention"} and not hasattr(config, "output_router_logits")
+def can_share_prompts(config: PreTrainedConfig) -> bool:
+    """A mixture of experts also asks for its router's loss, which counts tokens."""
+    return can_attend_by_segment(config) and not hasattr(config, "output_router_logits")
 
 
 def share_prompts(policy: Policy) -> bool:
     """Have TRL's fused head, which the policy has, compute each prompt once for both answers; False where the model cannot."""
     model = bare(policy)
-    config = model.config.get_text_config()
-    if not can_share_prompts(config, config._attn_implementation):
-        return False
-    model.set_attn_implementation(BY_PART)
+    with measuring(policy):
+        if not can_share_prompts(model.config.get_text_config()) or not attend_by_segment(model):
+            return False
     fused = model.forward
 
     def forward(self: PreTrainedModel, input_ids: torch.Tensor | None = None, *args: Any, fused_lm_head: bool = False, **kwargs: Any):
@@ -92,8 +79,14 @@ def share_prompts(policy: Policy) -> bool:
     return True
 
 
+def computed(rows: datasets.Dataset, at_once: int, shared_prompts: bool) -> np.ndarray:
+    """Tokens that each pair is computed as, where so many are computed at once: without shared prompts, they are padded to the longest."""
+    found = lengths(rows, shared_prompts)
+    return found if shared_prompts else np.repeat(found.reshape(-1, at_once).max(axis=1), at_once)
+
+
 def lengths(rows: datasets.Dataset, shared_prompts: bool) -> np.ndarray:
-    """Tokens that each pair is computed as."""
+    """Tokens of each pair."""
     table = rows.with_format("arrow")[:]
     return length(*(pc.list_value_length(table[f"{name}_ids"]).to_numpy() for name in ("prompt", "chosen", "rejected")), shared_prompts)
 

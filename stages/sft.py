@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from trl import SFTConfig, SFTTrainer
 
 from stages import checkpoints, command, launch, modeling, packing, params, training
-from stages.attention import BY_PART
+from stages.attention import attend_by_segment
 from stages.chat import IGNORED, load_tokenizer
 from stages.records import write_json
 
@@ -29,8 +29,8 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(paths.base, template)
     train, held_out = (training.shards(paths.data, part) for part in ("train", "held_out"))
     model = modeling.new_policy(paths.base, settings.model, settings.lora, settings.seed)
-    if settings.model.attention == "sdpa":
-        modeling.bare(model).set_attn_implementation(BY_PART)
+    with modeling.measuring(model):
+        attend_by_segment(modeling.bare(model))
     packing.check_labels(train)
     packing.check_isolation(model, train, settings.model)
     inputs = [paths.base, paths.data, template, launch.config(paths.configs, settings.model.quantization)]

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
-from stages.attention import BY_PART, Part
+from stages.attention import BY_SEGMENT, Segment
 from stages.modeling import Policy, adapter_config, bare
 from stages.params import Lora, Model
 
@@ -46,8 +46,10 @@ class Shape:
     length: int
     labelled: int
     """Tokens that the head scores."""
-    parts: tuple[Part, ...] = ()
-    """Texts and branches of a row, where it is not one text."""
+    segments: tuple[Segment, ...] = ()
+    """Of a row, where it is not one text."""
+    texts: int = 1
+    """In a row, each with its branches."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def policy(config: PreTrainedConfig, model: Model, lora: Lora) -> Policy:
     whole = lora.method == "full"
     dtype = torch.float32 if whole else getattr(torch, model.dtype)
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager" if model.attention == "eager" else BY_PART)
+        base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager" if model.attention == "eager" else BY_SEGMENT)
         return base if whole else get_peft_model(base, adapter_config(lora))
 
 
@@ -123,10 +125,10 @@ def watched(whole: Policy, dtype: str, shape: Shape, backward: bool, checkpointi
         if backward and parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     inputs: dict[str, Any] = {"input_ids": torch.zeros(shape.rows, shape.length, dtype=torch.long), "use_cache": False}
-    if base.config._attn_implementation == BY_PART:
-        # positions have no content here that parts could be found by
+    if base.config._attn_implementation == BY_SEGMENT:
+        # positions have no content here that segments could be found by
         inputs["position_ids"] = torch.zeros(1, shape.length, dtype=torch.long)
-        inputs["position_ids"].parts = shape.parts or [Part(shape.length, 0)]
+        inputs["position_ids"].segments = shape.segments or [Segment(shape.length, 0)]
     head = base.get_output_embeddings()
     known = [*whole.parameters(), *whole.buffers(), *(parameter.grad for parameter in whole.parameters() if parameter.grad is not None)]
     with Watched(known) as alive, torch.set_grad_enabled(backward):

@@ -162,6 +162,18 @@ def test_asked_to_end_it_saves_first(request_to_end, ready, tmp_path):
     assert outs("sft", tmp_path) == outs("sft", ready)
 
 
+def test_the_reference_saves_when_it_is_asked_to_end(ready, tmp_path):
+    process = start("reference", ready, tmp_path)
+    while process.is_alive() and not saved("reference", tmp_path):
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGTERM)
+    assert finished(process) == 1
+    assert "ended on request after" in printed(tmp_path) and "`dvc repro` goes on from there" in printed(tmp_path)
+    assert finished(start("reference", ready, tmp_path, NEVER)) == 0
+    assert "going on from checkpoint-" in printed(tmp_path)
+    assert outs("reference", tmp_path) == outs("reference", ready)
+
+
 def test_other_params_take_up_no_checkpoint(ready, tmp_path):
     killed_after("sft", ready, tmp_path, 2)
     text = (ready / "params.yaml").read_text()

@@ -7,13 +7,13 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from stages import InputError, modeling, packing, training
-from stages.attention import BY_PART
+from stages.attention import BY_SEGMENT
 from tests import steps
 from tests.conftest import changed
 from tests.tiny import alpaca_rows
 
 
-@pytest.mark.parametrize(("quantization", "attention"), [("none", "sdpa"), ("nf4", "sdpa"), ("none", "eager"), ("none", BY_PART)])
+@pytest.mark.parametrize(("quantization", "attention"), [("none", "sdpa"), ("nf4", "sdpa"), ("none", "eager"), ("none", BY_SEGMENT)])
 def test_packed_logits_equal_unpacked_logits(quantization, attention, settings, model, tmp_path):
     settings = changed(settings, {"model.quantization": quantization})
     steps.tokenize_sft(settings, model, alpaca_rows(), tmp_path)

@@ -10,13 +10,13 @@ import pytest
 from transformers import AutoConfig
 
 from stages import InputError, estimates, modeling, params, preflight, tracing
-from stages.attention import BY_PART, Part
+from stages.attention import BY_SEGMENT, Segment
 from stages.tracing import Shape
 from tests import steps, tiny
 from tests.conftest import changed
 from tests.tiny import ROOT
 
-SHAPES = {"sft": Shape(1, 48, 48), "dpo": Shape(2, 40, 50, (Part(25, 0), Part(15, 10)))}
+SHAPES = {"sft": Shape(1, 48, 48), "dpo": Shape(2, 40, 50, (Segment(25, 0), Segment(15, 10)))}
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "full"])
@@ -42,7 +42,7 @@ def test_a_traced_step_costs_what_a_real_one_does(shape, checkpointing, method, 
     traced = tracing.traced(config, settings.model, settings.lora, SHAPES[shape], True, checkpointing)
     real = modeling.new_policy(model, settings.model, settings.lora, 0)
     if attention == "sdpa":
-        modeling.bare(real).set_attn_implementation(BY_PART)
+        modeling.bare(real).set_attn_implementation(BY_SEGMENT)
     found = tracing.watched(real, dtype, SHAPES[shape], True, checkpointing)
     assert traced.peak == pytest.approx(found.peak, rel=0.02)
     assert (traced.matrices, traced.attention) == (found.matrices, found.attention) and traced.attention > 0
@@ -155,23 +155,24 @@ def test_rows_that_are_there_are_counted(settings, model, tmp_path):
     steps.tokenize_sft(settings, model, tiny.alpaca_rows(), tmp_path)
     steps.tokenize_dpo(settings, model, tiny.preference_rows(), tmp_path)
     rows = steps.training_rows(tmp_path)
-    sft = estimates.sft_work(settings, tmp_path / "sft_tokens", 1)
+    sft = estimates.sft_work(settings, tmp_path / "sft_tokens", 1, by_segment=True)
     assert sft.tokens == pytest.approx(sft.steps * settings.sft.global_batch_size * sum(map(len, rows["input_ids"])) / len(rows))
-    assert sft.largest.length == max(map(len, rows["input_ids"]))
+    assert 0 <= max(map(len, rows["input_ids"])) - sft.largest.length < sft.largest.texts <= estimates.TRACED_TEXTS
     dpo = estimates.dpo_work(settings, tmp_path / "dpo_tokens", 1, shared=True)
     pairs = settings.dpo.steps * settings.dpo.global_batch_size
-    assert dpo.steps == settings.dpo.steps and dpo.largest.rows == settings.dpo.micro_batch_size
-    assert pairs * dpo.largest.length >= dpo.tokens > pairs * dpo.largest.length / 2
+    assert dpo.steps == settings.dpo.steps and (dpo.largest.rows, dpo.largest.texts) == (1, settings.dpo.micro_batch_size)
+    longest = dpo.largest.length / dpo.largest.texts
+    assert pairs * longest >= dpo.tokens > pairs * longest / 2
 
 
 def test_an_unknown_data_set_is_asked_for(settings):
     with pytest.raises(InputError, match="is not tokenized with these params yet, and its size is not known; `dvc repro tokenize_sft tokenize_dpo`"):
-        estimates.sft_work(settings, None, 1)
+        estimates.sft_work(settings, None, 1, by_segment=True)
 
 
 def test_published_sizes_stand_for_the_recipe():
     recipe = params.load(ROOT / "recipes" / "qwen3-4b.yaml")
-    work = estimates.sft_work(recipe, None, 4)
-    assert work.steps == 1207 and work.largest == Shape(1, 4 * 2048, int(0.65 * 4 * 2048))
+    work = estimates.sft_work(recipe, None, 4, by_segment=True)
+    assert work.steps == 1207 and work.largest == Shape(1, 4 * 2048, int(0.65 * 4 * 2048), (Segment(4 * 2048 // 8, 0),) * 8, 8)
     with pytest.raises(InputError, match="held_out: found 512, expected fewer than the 100 rows"):
-        estimates.sft_work(changed(recipe, {"data.sft.mix": {"alpaca": {"limit": 100, "weight": 1.0}}}), None, 4)
+        estimates.sft_work(changed(recipe, {"data.sft.mix": {"alpaca": {"limit": 100, "weight": 1.0}}}), None, 4, by_segment=True)
