@@ -100,7 +100,7 @@ def trl(arguments: argparse.Namespace, folder: Path) -> dict:
     from trl import DPOConfig, DPOTrainer
 
     from stages import modeling, training
-    from stages.chat import load_tokenizer
+    from stages.templating import load_tokenizer
 
     tokenizer = load_tokenizer(ROOT / "models/base", ROOT / "templates/chatml.jinja")
     tokens, seconds, losses = 0, 0.0, []

@@ -1,6 +1,8 @@
 """One epoch of SFT beside LLaMA-Factory as it comes, on the same rows, model, precision and optimizer steps.
 
     python3 -m venv /tmp/lf && /tmp/lf/bin/pip install torch==2.13.0 llamafactory==0.9.5
+    # on a CPU these two cannot load; an empty module stands for the second
+    /tmp/lf/bin/pip uninstall -y torchvision torchaudio && touch $(/tmp/lf/bin/python -c 'import site; print(site.getsitepackages()[0])')/torchaudio.py
     python -m perf.llama_factory --python /tmp/lf/bin/python [--rows 64] [--batch 8] [--repeats 1]
 
 Needs models/base and data/raw/sft (`dvc repro fetch_model fetch_sft_data`) and a quiet machine. LoRA on an unquantized base in float32, which both can do on a
@@ -16,7 +18,6 @@ import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from ruamel.yaml import YAML
 
 from perf import sft
 from perf.beside import ROOT, measured
@@ -29,15 +30,22 @@ def theirs(arguments: argparse.Namespace, folder: Path) -> dict:
     data.mkdir(exist_ok=True)
     (data / "rows.json").write_text(json.dumps(rows))
     (data / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "rows.json"}}))
+    base = folder / "base"
+    base.mkdir(exist_ok=True)
+    for file in (ROOT / "models/base").iterdir():
+        (base / file.name).symlink_to(file)
+    # it computes in the type that stands there
+    (base / "config.json").unlink()
+    (base / "config.json").write_text(json.dumps(json.loads((ROOT / "models/base/config.json").read_text()) | {"dtype": "float32"}))
     config = {
-        "stage": "sft", "do_train": True, "model_name_or_path": str(ROOT / "models/base"), "finetuning_type": "lora", "lora_target": "all",
+        "stage": "sft", "do_train": True, "model_name_or_path": str(base), "finetuning_type": "lora", "lora_target": "all",
         "lora_rank": settings.lora.r, "lora_alpha": settings.lora.alpha, "lora_dropout": settings.lora.dropout, "template": "chatml", "dataset": "rows", "dataset_dir": str(data),
         "cutoff_len": settings.tokenize.sft.max_length, "per_device_train_batch_size": arguments.batch, "gradient_accumulation_steps": 1,
         "num_train_epochs": 1.0, "learning_rate": settings.sft.learning_rate, "lr_scheduler_type": settings.sft.lr_scheduler, "warmup_steps": 0,
         "logging_steps": 1, "report_to": "none", "save_strategy": "no", "output_dir": str(folder / "lf"), "overwrite_output_dir": True, "use_cpu": True, "bf16": False, "fp16": False,
     }  # fmt: skip
-    with (folder / "lf.yaml").open("w") as file:
-        YAML().dump(config, file)
+    # JSON is YAML, in which "no" stays a text
+    (folder / "lf.yaml").write_text(json.dumps(config))
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "DISABLE_VERSION_CHECK": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run([arguments.python, "-m", "llamafactory.cli", "train", str(folder / "lf.yaml")], cwd=folder, env=environment, check=True, stdout=sys.stderr)
     state = json.loads((folder / "lf" / "trainer_state.json").read_text())["log_history"]

@@ -69,7 +69,7 @@ def trl(arguments: argparse.Namespace, folder: Path) -> dict:
     from trl import SFTConfig, SFTTrainer
 
     from stages import modeling, training
-    from stages.chat import load_tokenizer
+    from stages.templating import load_tokenizer
 
     settings = settings_of(arguments)
     tokenizer = load_tokenizer(ROOT / "models/base", ROOT / "templates/chatml.jinja")

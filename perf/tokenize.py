@@ -90,7 +90,7 @@ def trl(kind: str, file: Path, folder: Path, processes: int) -> float:
     from transformers import AutoModelForCausalLM
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    from stages.chat import load_tokenizer
+    from stages.templating import load_tokenizer
     from tests import tiny
 
     tokenizer = load_tokenizer(ROOT / "models/base", ROOT / "templates/chatml.jinja")

@@ -4,6 +4,7 @@ A text begins where the position is 0. It may branch: where positions fall back 
 compute all pairs of tokens of the row, under a mask that its fast kernels do not take.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +18,8 @@ BY_SEGMENT = "sdpa_by_segment"
 """Name, among transformers' attentions, of the one below."""
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 1.0}
 """Largest difference of a logit, by the weights' type; a leak was seen to make 22."""
-PROBED = 64
-"""Tokens that are computed both ways."""
+PROBED, HALF = 64, 32
+"""Tokens of each text that is computed both ways, and how many of them it has in common with another."""
 
 
 class Segment(NamedTuple):
@@ -39,9 +40,7 @@ def attention_by_segment(
         query: (rows, heads, tokens, width); key and value have as many heads or a divisor of that.
         position_ids: (1, tokens), the same in all rows.
     """
-    given = {"attention_mask": attention_mask, **{name: more.get(name) for name in ("position_bias", "s_aux", "softcap")}}
-    if odd := [name for name, value in given.items() if value is not None]:
-        raise NotImplementedError(f"attention by segment was given {odd[0]}")
+    check_plain(module, attention_mask, sliding_window, more)
     own = segments(position_ids)
     split = (whole.split([segment.length for segment in own], dim=2) for whole in (query, key, value))
     found, text = [], ()
@@ -55,6 +54,16 @@ def attention_by_segment(
 
 
 AttentionInterface.register(BY_SEGMENT, attention_by_segment)
+
+
+def check_plain(module: torch.nn.Module, mask: torch.Tensor | None, window: int | None, more: Mapping[str, Any]) -> None:
+    """Raises NotImplementedError if a layer asks for what `causal` does not compute, or has a window that it keeps to itself."""
+    given = {"attention_mask": mask, **{name: more.get(name) for name in ("position_bias", "s_aux", "softcap")}}
+    if odd := [name for name, value in given.items() if value is not None]:
+        raise NotImplementedError(f"its attention was given {odd[0]}")
+    kinds = getattr(module.config, "layer_types", None)
+    if window is None and kinds and kinds[module.layer_idx] == "sliding_attention":
+        raise NotImplementedError("the window of a layer is not known")
 
 
 def segments(position_ids: torch.Tensor) -> list[Segment]:
@@ -79,10 +88,17 @@ def causal(
     return scaled_dot_product_attention(query, repeat_kv(key, groups), repeat_kv(value, groups), mask, dropout, is_causal=mask is None, scale=scaling)
 
 
-def can_attend_by_segment(config: PreTrainedConfig) -> bool:
-    """Whether the layers of a model all attend, through sdpa, to what comes before, or to a sliding window of it."""
+def is_plain(config: PreTrainedConfig) -> bool:
+    """Whether the layers of a model all attend to what comes before, or to a sliding window of it, at positions that are the same in a row of several texts."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return config._attn_implementation == "sdpa" and kinds <= {"full_attention", "sliding_attention"}
+    ropes = getattr(config, "rope_parameters", None) or {}
+    by_length = {one.get("rope_type") for one in (ropes, *ropes.values()) if isinstance(one, Mapping)} & {"dynamic", "longrope"}
+    return kinds <= {"full_attention", "sliding_attention"} and not by_length
+
+
+def can_attend_by_segment(config: PreTrainedConfig) -> bool:
+    """Whether a model is plain and attends through sdpa."""
+    return config._attn_implementation == "sdpa" and is_plain(config)
 
 
 def attend_by_segment(model: PreTrainedModel) -> bool:
@@ -90,20 +106,33 @@ def attend_by_segment(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config()
     if config._attn_implementation == BY_SEGMENT or not can_attend_by_segment(config):
         return config._attn_implementation == BY_SEGMENT
-    ids = torch.arange(1, 2 * PROBED, device=model.device) % config.vocab_size
-    half = PROBED // 2
-    text, branch = ids[:PROBED], torch.cat([ids[:half], ids[PROBED:]])
-    positions = torch.cat([torch.arange(len(text), device=model.device), torch.arange(half, len(branch), device=model.device)])
-    with torch.no_grad():
-        alone = [model(input_ids=one[None], use_cache=False).logits[0] for one in (text, branch)]
+
+    def together(text: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+        positions = torch.cat([torch.arange(len(text), device=model.device), torch.arange(HALF, len(branch), device=model.device)])
         model.set_attn_implementation(BY_SEGMENT)
-        try:
-            together = model(input_ids=torch.cat([text, branch[half:]])[None], position_ids=positions[None], use_cache=False).logits[0]
-            difference = float((together - torch.cat([alone[0], alone[1][half:]])).abs().max())
-            reason = None if difference <= CLOSE[alone[0].dtype] else f"a logit differs by {difference:.2g}"
-        except Exception as error:
-            reason = first_line(error)
+        logits = model(input_ids=torch.cat([text, branch[HALF:]])[None], position_ids=positions[None], use_cache=False).logits[0]
+        return torch.cat([logits[: len(text)], logits[:HALF], logits[len(text) :]])
+
+    reason = difference(model, together)
     if reason is not None:
         model.set_attn_implementation("sdpa")
         print(f"{type(model).__name__} cannot attend by segment ({reason}): it computes more tokens", flush=True)
     return reason is None
+
+
+def difference(model: torch.nn.Module, together: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> str | None:
+    """Why two texts of PROBED tokens, of which HALF are the same, do not have the logits together that each has alone; None if they do.
+
+    Args:
+        together: of both, (tokens,), the logits, one behind the other, (tokens of both, vocabulary).
+    """
+    device = next(model.parameters()).device
+    ids = torch.arange(1, 1 + PROBED + HALF, device=device) % model.config.get_text_config().vocab_size
+    text, branch = ids[:PROBED], torch.cat([ids[:HALF], ids[PROBED:]])
+    with torch.no_grad():
+        alone = torch.cat([model(input_ids=one[None], use_cache=False).logits[0] for one in (text, branch)])
+        try:
+            largest = float((together(text, branch) - alone).abs().max())
+        except Exception as error:
+            return first_line(error)
+    return None if largest <= CLOSE[alone.dtype] else f"a logit differs by {largest:.2g}"

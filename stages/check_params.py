@@ -15,9 +15,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
     settings = params.load(resolve=hub.commit_of)
-    for name, definition in tasks.definitions(settings.evaluate.benchmarks).items():
-        if settings.benchmarks[name].max_new_tokens is not None:
-            tasks.generation(name, definition)
+    named = {name: settings.benchmarks[name].task or name for name in settings.evaluate.benchmarks}
+    # which tasks a column's values name is known once the rows are there
+    definitions = tasks.definitions({task: name for name, task in named.items() if "{" not in task})
+    for name, task in named.items():
+        if task in definitions:
+            tasks.check(name, settings.benchmarks[name], task, tasks.read(definitions[task]))
+    tasks.check_backend(settings.evaluate.backend)
     write_text(out, "params.yaml is valid\n")
     print("params.yaml is valid")
 

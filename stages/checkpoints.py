@@ -1,6 +1,6 @@
-"""Checkpoints of a training stage, outside its outs: a killed run goes on where it was and ends with the same bytes.
+"""Checkpoints of a stage that trains or evaluates, outside its outs: a killed run goes on where it was and ends with the same bytes.
 
-They lie in a folder named by everything that the result depends on (params, inputs, code, number of processes), so no other run
+They lie in a folder named by everything that the result depends on (params, inputs, code, libraries, device, number of processes), so no other run
 can pick them up. A checkpoint counts once its manifest is written, which names the hash of each of its files: one that was cut
 off or damaged is passed over for the one before it. Nothing of a run is left when its stage has succeeded; of runs that were given up,
 the newest few are kept.
@@ -9,20 +9,18 @@ the newest few are kept.
 import fcntl
 import json
 import os
-import resource
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from stages import InputError, die_with_parent, launch
 from stages.records import digest, write_json
@@ -31,6 +29,7 @@ KEPT = 2
 """Checkpoints of a run, and runs of a stage."""
 GRACE = 600
 """Seconds that the optimizer step under way has to end after SIGTERM."""
+LIBRARIES = ("accelerate", "bitsandbytes", "deepspeed", "peft", "torch", "transformers", "trl")
 MANIFEST = "manifest.json"
 RESULTS = "results.json"
 
@@ -69,8 +68,9 @@ def kept(folder: Path, settings: Mapping[str, Any], inputs: list[Path]) -> Itera
 
 
 def fingerprint(settings: Mapping[str, Any], inputs: list[Path]) -> str:
-    """Of all that a stage's result depends on: its params, its inputs' contents, the number of processes, and the code that is loaded."""
-    found = xxhash.xxh3_128(json.dumps([settings, launch.world_size()], sort_keys=True).encode())
+    """Of all that a stage's result depends on: its params, its inputs' contents, the number of processes, the device, libraries, and the code that is loaded."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    found = xxhash.xxh3_128(json.dumps([settings, launch.world_size(), device, [version(name) for name in LIBRARIES]], sort_keys=True).encode())
     for path in [*inputs, *loaded_code()]:
         for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
             found.update(f"{file.relative_to(path)} {file.name} {digest(file)}\n".encode())
@@ -139,17 +139,6 @@ def latest(run: Path) -> Path | None:
     return run / left[0] if left else None
 
 
-def wait_for_all() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
-def peak_memory() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 class Ending:
     """Whether the process was asked to end, by SIGTERM or Ctrl-C, while it listens."""
 
@@ -169,10 +158,12 @@ class Ending:
     @contextmanager
     def listening(self) -> Iterator[None]:
         handlers = {name: signal.signal(name, self.ask) for name in (signal.SIGTERM, signal.SIGINT)}
-        yield
-        signal.alarm(0)
-        for name, handler in handlers.items():
-            signal.signal(name, handler)
+        try:
+            yield
+        finally:
+            signal.alarm(0)
+            for name, handler in handlers.items():
+                signal.signal(name, handler)
 
 
 def agreed(*flags: bool) -> list[bool]:
@@ -207,54 +198,3 @@ def results(run: Path | None, total: int, rest: Callable[[int], Iterator[Any]]) 
                 if stop:
                     sys.exit(f"ended on request after {len(found)} of {total} batches: `dvc repro` goes on from there")
     return found
-
-
-class Checkpoints(TrainerCallback, ExportableState):
-    """Saves at intervals and when the process is asked to end, seals what was saved, and keeps what a trainer's own state leaves out.
-
-    `records` are lists that others add to: what they hold at a checkpoint is there again after it. `seconds` are those that each optimizer step took,
-    `memory_mib` what the process had used at most by then: of the GPU's memory, or where there is none of the machine's.
-    """
-
-    def __init__(self) -> None:
-        self.records: dict[str, list[Any]] = {"seconds": [], "memory_mib": [], "before": [], "held_out": []}
-        self.interval = interval()
-        self.ending = Ending()
-        self.last_saved = time.monotonic()
-
-    def state(self) -> dict[str, Any]:
-        return {"args": {}, "attributes": {"records": self.records}}
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.begin = time.monotonic()
-
-    def on_step_end(self, args, state, control, **_: Any) -> None:
-        self.records["seconds"].append(time.monotonic() - self.begin)
-        self.records["memory_mib"].append(peak_memory())
-        due, stop = agreed(time.monotonic() - self.last_saved >= self.interval, self.ending.asked)
-        control.should_save = due or stop
-        control.should_training_stop = control.should_training_stop or stop
-
-    def on_save(self, args, state, control, **_: Any) -> None:
-        wait_for_all()
-        if state.is_world_process_zero:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-        self.last_saved = time.monotonic()
-
-
-def train(trainer: Trainer, checkpoints: Checkpoints, run: Path) -> None:
-    """`trainer.train()`, from the newest whole checkpoint in `run`.
-
-    Raises:
-        SystemExit: after SIGTERM or Ctrl-C, once a checkpoint is saved.
-    """
-    start = latest(run)
-    if start is not None:
-        state = json.loads((start / "trainer_state.json").read_text())
-        checkpoints.records = state["stateful_callbacks"]["Checkpoints"]["attributes"]["records"]
-        # TRL's count of tokens, which it would start anew
-        trainer._total_train_tokens = [entry["num_tokens"] for entry in state["log_history"] if "num_tokens" in entry][-1]
-    with checkpoints.ending.listening():
-        trainer.train(resume_from_checkpoint=None if start is None else str(start))
-    if trainer.state.global_step < trainer.state.max_steps:
-        sys.exit(f"ended on request at step {trainer.state.global_step} of {trainer.state.max_steps}: `dvc repro` goes on from there")

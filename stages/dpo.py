@@ -16,8 +16,8 @@ from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 
 from stages import InputError, checkpoints, command, launch, modeling, pairs, params, training
-from stages.chat import load_tokenizer
 from stages.records import write_json
+from stages.templating import load_tokenizer
 
 CURVE = {
     "loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "tokens": "num_tokens",
@@ -54,7 +54,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     model = modeling.load_policy(paths.base, paths.adapter, settings.model, trainable=True)
     inputs = [paths.base, paths.adapter, paths.data, paths.reference, template, launch.config(paths.configs, settings.model.quantization)]
     with checkpoints.kept(paths.checkpoints, settings.model_dump(include={"seed", "model", "reference", "dpo"}), inputs) as run:
-        saving = checkpoints.Checkpoints()
+        saving = training.Checkpoints()
         shared = training.arguments(settings.dpo, settings.seed, settings.dpo.steps, run, launch.world_size())
         config = DPOConfig(
             **shared,
@@ -85,7 +85,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
             return found
 
         trainer.add_callback(training.Measuring(saving, settings.dpo.measurements, settings.dpo.steps, before_the_first_step, partial(measure, "held_out")))
-        checkpoints.train(trainer, saving, run)
+        training.train(trainer, saving, run)
         (before,) = saving.records["before"]
         after = {part: measure(part, f"{part} pairs after") for part in parts}
         with training.gathered(policy):
@@ -147,7 +147,7 @@ def summary(rows: list[dict[str, float]], before: dict[str, dict[str, float]], a
         for key, measure in MEASURES.items()
     ]
     headline = {f"held_out_{key}": after["held_out"][key] for key in ("loss", "margin", "accuracy")}
-    return {"steps": len(rows), "tokens": int(rows[-1]["tokens"]), "measured": measured} | headline
+    return {"steps": len(rows), "tokens": int(rows[-1]["tokens"]), "measured": measured, "devices": training.devices()} | headline
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from transformers import PreTrainedConfig
 
 from stages import InputError, pairs, params, tracing, training
 from stages.attention import Segment, can_attend_by_segment
-from stages.chat import IGNORED
+from stages.modeling import LOGITS
+from stages.templating import IGNORED
 from stages.tracing import Cost, Shape
 
 GIB = 2**30
@@ -92,11 +93,11 @@ in a template of 190 characters."""
 PAIRS = {"HuggingFaceH4/ultrafeedback_binarized": (61_135, 170, 315, 250)}
 """Pairs, and tokens of prompt, chosen and rejected: its card gives 6,636 bytes a row, which hold the prompt four times and the chosen answer twice."""
 BENCHMARKS = {
-    "arc_challenge": (1_172, 4, 37, 175, 0), "commonsense_qa": (1_221, 1, 45, 94, 0), "gsm8k": (1_319, 1, 194, 526, 256),
-    "hellaswag": (10_042, 4, 97, 171, 0), "winogrande": (1_267, 2, 22, 38, 0),
+    "arc_challenge": (1_172, 4, 31, 6, 175, 0), "commonsense_qa": (1_221, 5, 44, 1, 94, 0), "gsm8k": (1_319, 1, 67, 127, 193, 256),
+    "hellaswag": (10_042, 4, 50, 30, 155, 0), "winogrande": (1_267, 2, 17, 6, 39, 0),
 }  # fmt: skip
-"""Rows of the scored split, passes of a row, tokens of each with its answer, in the mean and at most (counted with SmolLM2's tokenizer), and tokens that are
-generated at most."""
+"""Rows of the scored split, answers of a row, tokens of a question and of an answer in the mean and of both at most (counted with SmolLM2's tokenizer), and tokens
+that are generated at most."""
 
 
 def published(data: params.SftData | params.PreferencesData, sizes: dict[str, tuple[int, ...]], held_out: int) -> tuple[float, list[float], str]:
@@ -269,31 +270,47 @@ def needs(settings: params.Params, config: PreTrainedConfig, machine: Machine, t
     flops, computing, starting = seconds(forward, own.measuring, own.held, own.length, batches, machine, kind)
     activations = forward.peak * kind.held + unpacked
     reference = Need("reference", whole, adapter, activations, kind.process, 0, 0, own.held, flops, computing + kind.start, starting)
-    return [found["sft"], reference, found["dpo"], evaluation(settings, config, machine, kind, held(width), adapter, unpacked)], work, counts
+    if quantized and (in_type := (counts["frozen"] + full * counts["trained"]) * width) <= machine.memory / 2:
+        # scoring unpacks all of them, as modeling.fits_unpacked says
+        scored = evaluation(settings, config, machine, kind, in_type, adapter, 0)
+    else:
+        scored = evaluation(settings, config, machine, kind, held(width), adapter, unpacked)
+    return [found["sft"], reference, found["dpo"], scored], work, counts
 
 
 def evaluation(settings: params.Params, config: PreTrainedConfig, machine: Machine, kind: Kind, weights: float, adapter: float, unpacked: float) -> Need:
-    """Of all cells, one after the other on one device, through lm-eval's own scoring."""
+    """Of all cells, one after the other on one device."""
     one = replace(machine, devices=1)
     named = {name: (settings.benchmarks[name], *BENCHMARKS[name]) for name in settings.evaluate.benchmarks if name in BENCHMARKS}
     text = config.get_text_config()
     width = 4 if settings.model.dtype == "float32" else 2
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    peak, total = 0.0, [0.0, 0.0, 0.0, 0.0]
-    for benchmark, rows, passes, each, most, generated in named.values():
-        rows, length = min(rows, benchmark.limit or rows), each * (benchmark.num_fewshot + 1)
-        at_once = min(settings.evaluate.batch_size, rows * passes)
+    work = []
+    for benchmark, rows, answers, question, answer, most, generated in named.values():
+        rows, begins = min(rows, benchmark.limit or rows), (question + answer) * benchmark.num_fewshot + question
         generated = (benchmark.max_new_tokens or generated) if generated else 0
-        shape = Shape(at_once, length - each + most + generated, at_once)
-        forward = tracing.cost(config, settings.model, settings.lora, shape, False, False)
-        # where nothing is generated, lm-eval asks for all logits and their softmax, both in the model's dtype
-        logits = 2 * at_once * shape.length * text.vocab_size * width
-        cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * at_once * shape.length * width
-        peak = max(peak, forward.forward + (cache if generated else logits))
-        tokens, batches = rows * passes * (length + generated), rows * passes / at_once * (1 + generated)
-        found = seconds(forward, shape, tokens, length, batches, one, kind)
-        in_head = 0 if generated else 2 * tokens * text.hidden_size * text.vocab_size
-        found = (tokens, found[0] + in_head, found[1] + in_head / (one.flops * one.utilization) + kind.start, found[2])
-        total = [sum(pair) for pair in zip(total, found, strict=True)]
+        computed, scored = (begins, 1) if generated else (begins + answers * answer, answers * answer)
+        longest = begins - question + most
+        held = int(max(longest, min(rows * computed, max(settings.evaluate.batch_tokens, 4 * longest))))
+        work.append((rows, computed, scored, held, longest, generated))
+    # what is computed for a token depends little on the benchmark: the largest batch stands for all
+    _, computed, scored, held, *_ = max(work, key=lambda one: one[3])
+    texts = min(TRACED_TEXTS, max(1, held // computed))
+    branch = held // texts * scored // computed
+    segments = tuple(segment for segment in (Segment(held // texts - branch, 0), Segment(branch, held // texts - branch)) if segment.length)
+    shape = Shape(1, held // texts * texts, 1, segments * texts, texts)
+    forward = tracing.cost(config, settings.model, settings.lora, shape, False, False)
+    peak, total = 0.0, [0.0, 0.0, 0.0, 0.0]
+    for rows, computed, scored, held, longest, generated in work:
+        at_once = min(settings.evaluate.batch_texts, rows)
+        # what the head gives, its float32 and the exponentials of that
+        logits = min(held / computed * scored * text.vocab_size, LOGITS) * (8 if width == 4 else 2 + 8)
+        cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * at_once * (longest + generated) * width
+        peak = max(peak, forward.forward * held / shape.length + logits + (cache if generated else 0))
+        tokens = rows * (computed + generated)
+        flops, computing, starting = seconds(forward, shape, tokens, computed, rows * computed / held + rows * generated / at_once, one, kind)
+        in_head = 2 * rows * (scored + generated) * text.hidden_size * text.vocab_size
+        more = (tokens, flops + in_head, computing + in_head / (one.flops * one.utilization) + kind.start, starting)
+        total = [sum(pair) for pair in zip(total, more, strict=True)]
     tokens, flops, computing, starting = (3 * value for value in total)
     return Need("evaluate", weights, adapter, peak * kind.held + unpacked, kind.process, 0, 0, tokens, flops, computing, starting)

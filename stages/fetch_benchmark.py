@@ -42,12 +42,21 @@ def hub(path: Path, split: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def arrow(path: Path, split: str) -> dict[str, list[dict[str, Any]]]:
-    """One Arrow stream, as `datasets` saves it to disk."""
-    try:
-        with pa.ipc.open_stream(path.read_bytes()) as reader:
-            return {split: reader.read_all().to_pylist()}
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path.name}: not a whole Arrow stream ({first_line(error)}); correct `path` or `format`") from error
+    """An Arrow stream, as `datasets` saves it to disk, or a folder of them, each in a folder named by its split."""
+    files = [(split, path)] if path.is_file() else [(file.parent.name, file) for file in sorted(path.rglob("*.arrow"))]
+    splits: dict[str, list[dict[str, Any]]] = {}
+    for name, file in files:
+        try:
+            with pa.ipc.open_stream(file.read_bytes()) as reader:
+                splits.setdefault(name, []).extend(reader.read_all().to_pylist())
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{file.name}: not a whole Arrow stream ({first_line(error)}); correct `path` or `format`") from error
+    return splits
+
+
+def arrow_boolq(path: Path, split: str) -> dict[str, list[dict[str, Any]]]:
+    """{question, passage, label}, as in SuperGLUE; the original has the answer as a truth value."""
+    return {name: [{**row, "label": int(row["answer"])} for row in rows] for name, rows in arrow(path, split).items()}
 
 
 def requests(path: Path) -> list[dict[str, Any]]:
@@ -71,15 +80,18 @@ def olmes_arc(path: Path, split: str) -> dict[str, list[dict[str, Any]]]:
     return {split: list(rows.values())}
 
 
-def olmes_gsm8k(path: Path, split: str) -> dict[str, list[dict[str, Any]]]:
-    return {split: [{"question": doc["question"], "answer": doc["answer"]} for doc in requests(path)]}
+def olmes(*columns: str) -> Callable[[Path, str], dict[str, list[dict[str, Any]]]]:
+    """Documents that have the Hub's columns, among others."""
+    return lambda path, split: {split: [{column: doc[column] for column in columns} for doc in requests(path)]}
 
 
 READERS: dict[str, Callable[[Path, str], dict[str, list[dict[str, Any]]]]] = {
     "hub": hub,
     "arrow": arrow,
+    "arrow_boolq": arrow_boolq,
     "olmes_arc": olmes_arc,
-    "olmes_gsm8k": olmes_gsm8k,
+    "olmes_gsm8k": olmes("question", "answer"),
+    "olmes_humaneval": olmes("task_id", "prompt", "canonical_solution", "test", "entry_point"),
 }
 
 

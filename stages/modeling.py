@@ -6,6 +6,7 @@ would then each see another model.
 """
 
 import ctypes
+import math
 import os
 import platform
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import xxhash
 # bitsandbytes wraps four functions in torch.compile as it is imported. No kernel of NF4 is among them, but the compiler
 # is loaded, which takes three seconds in each process.
 with patch.object(torch, "compile", lambda function=None, **_: function or (lambda wrapped: wrapped)):
-    import bitsandbytes  # noqa: F401
+    from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -32,6 +33,8 @@ from stages.records import digest, filling, read_json, write_json
 
 Policy = PreTrainedModel | PeftModel
 """A model that is trained: a base with an adapter on it, or all of its weights."""
+LOGITS = 2**28
+"""That scoring computes at once, at most; in float32 they take a GiB."""
 
 
 def start(seed: int) -> None:
@@ -61,8 +64,9 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def load_base(base: Path, model: Model) -> PreTrainedModel:
-    """The base model in eval mode on this process's device, its linear weights in NF4 if `model.quantization` says so.
+def load_base(base: Path, model: Model, unpacked: bool = False) -> PreTrainedModel:
+    """The base model in eval mode on this process's device, its linear weights in NF4 if `model.quantization` says so; `unpacked`, they have the same values and
+    are kept in model.dtype, which is faster than unpacking them in each forward pass.
 
     Raises:
         InputError: a file of the model is missing or damaged, or it does not have exactly the architecture's weights.
@@ -95,7 +99,31 @@ def load_base(base: Path, model: Model) -> PreTrainedModel:
                 f"`dvc checkout {base}` restores it, or correct model.source"
             )
     loaded.config.use_cache = False
+    for module in loaded.modules():
+        if isinstance(module, Linear4bit):
+            # where a CPU has AVX512-BF16, the first pass that measures would pack the weights for a kernel that rounds to bfloat16 and lets no gradient through
+            module.support_avx512bf16_for_cpu = False
+    if quantization is not None and unpacked:
+        loaded = loaded.dequantize(dtype)
     return loaded.eval()
+
+
+def fits_unpacked(base: Path, model: Model) -> bool:
+    """Whether all weights in model.dtype take at most half of the device's memory: of the whole, so that the answer does not change from run to run."""
+    weights = 0
+    for file in sorted(base.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            weights += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    memory = torch.cuda.get_device_properties(device()).total_memory if torch.cuda.is_available() else physical_memory()
+    return weights * getattr(torch, model.dtype).itemsize <= memory / 2
+
+
+def physical_memory() -> float:
+    """Of this machine, or what a container is given of it."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    given = limit.read_text().strip() if limit.exists() else "max"
+    return found if given == "max" else min(found, int(given))
 
 
 def new_policy(base: Path, model: Model, lora: Lora, seed: int) -> Policy:
@@ -128,7 +156,7 @@ def adapter_config(lora: Lora) -> LoraConfig:
     )
 
 
-def load_policy(base: Path, trained: Path, model: Model, trainable: bool = False) -> Policy:
+def load_policy(base: Path, trained: Path, model: Model, trainable: bool = False, unpacked: bool = False) -> Policy:
     """What a training stage left in `trained`: an adapter, which is put on the base model, or all weights.
 
     Raises:
@@ -136,7 +164,7 @@ def load_policy(base: Path, trained: Path, model: Model, trainable: bool = False
     """
     if (trained / "config.json").exists():
         return load_base(trained, in_float32(model) if trainable else model)
-    loaded = load_base(base, model)
+    loaded = load_base(base, model, unpacked)
     restore = f"`dvc checkout {trained}` restores it"
     try:
         policy = PeftModel.from_pretrained(loaded, str(trained), is_trainable=trainable, local_files_only=True)

@@ -11,9 +11,9 @@ import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from stages import InputError
-from stages.chat import IGNORED
 from stages.modeling import Policy, measuring
 from stages.params import Model
+from stages.templating import IGNORED
 from stages.training import dealt_out
 
 ISOLATION = {"float32": 1e-3, "bfloat16": 1.0}

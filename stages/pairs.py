@@ -19,8 +19,8 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from stages import InputError, checkpoints, training
 from stages.attention import attend_by_segment, can_attend_by_segment
-from stages.chat import IGNORED
 from stages.modeling import Policy, bare, measuring
+from stages.templating import IGNORED
 
 T = TypeVar("T", float, np.ndarray)
 

@@ -224,31 +224,79 @@ class Reference(Section):
 
 class Evaluate(Section):
     benchmarks: Annotated[list[Name], Field(min_length=1)]
-    batch_size: Annotated[int, Field(ge=1)]
-    """Requests at once."""
+    batch_tokens: Annotated[int, Field(ge=1)]
+    """Tokens of requests that are scored at once."""
+    batch_texts: Annotated[int, Field(ge=1)]
+    """Texts that are generated side by side."""
+    chat_template: bool
+    """Whether prompts are the turns of a chat, for benchmarks that do not say so themselves."""
+    backend: Literal["transformers", "vllm"]
 
 
 class Benchmark(Section):
     source: Source
-    format: Literal["hub", "arrow", "olmes_arc", "olmes_gsm8k"]
-    """hub: Parquet files named by split; arrow: one Arrow stream; olmes_*: OLMES request files."""
-    split: Literal["validation", "test"]
+    format: Literal["hub", "arrow", "arrow_boolq", "olmes_arc", "olmes_gsm8k", "olmes_humaneval"]
+    """hub: Parquet files named by split; arrow*: an Arrow stream, or a folder of them, each in a folder named by its split; olmes_*: OLMES request files."""
+    split: Literal["train", "validation", "test"]
     """The split that is scored."""
-    fewshot_split: Literal["train", "validation", "test"]
+    fewshot_split: Literal["train", "dev", "validation", "test"]
     """Where examples come from; where it is the scored split, a row is never its own example."""
     num_fewshot: Annotated[int, Field(ge=0, le=100)]
     limit: Annotated[int, Field(ge=2)] | None
     """Rows scored, a seeded subset of the split; null scores all."""
-    metric: Annotated[str, Field(pattern=r"^\w+,[\w-]+$")]
+    metric: Annotated[str, Field(pattern=r"^[\w@]+,[\w-]+$")]
     """The task's metric that is compared, as lm-eval names it: metric,filter."""
     max_new_tokens: Annotated[int, Field(ge=1)] | None
     """For tasks that generate; null keeps lm-eval's own."""
+    task: Annotated[str, Field(pattern=r"^[\w.-]+(\{\w+\}[\w.-]*)?$")] | None
+    """lm-eval's name of it, where the benchmark is called otherwise. A column in braces, as in mmlu_{subject}, stands for one task a value of that column."""
+    chat_template: bool | None
+    """Whether prompts are the turns of a chat; null takes evaluate.chat_template."""
+    run_code: bool
+    """Whether code that the model writes may be run, in a sandbox, as humaneval asks."""
+
+
+class Merge(Section):
+    max_kl: Annotated[float, Field(gt=0)]
+    """Largest KL divergence, in nats a token, of the merged model from the adapter on the same base, on the held-out SFT rows."""
+    min_agreement: Annotated[float, Field(ge=0, le=1)]
+    """Smallest share of those tokens at which both find the same one likeliest."""
+
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class ReportedScores(Section):
+    base: Percent
+    sft: Percent
+    dpo: Percent
+
+
+class Reported(Section):
+    source: Annotated[str, Field(min_length=1)]
+    """Who reported them, where, and of what run."""
+    scores: Annotated[dict[Name, ReportedScores], Field(min_length=1)]
+    """By benchmark, in percent."""
+
+
+class Licences(Section):
+    model: str | None
+    sft: dict[Name, str]
+    """By source; one that is not here is said to be not stated."""
+    preferences: dict[Name, str]
+    benchmarks: dict[Name, str]
 
 
 class Report(Section):
     title: Annotated[str, Field(min_length=1)]
     note: str | None
     """What a reader must know to read the numbers; stands under the title."""
+    language: Literal["en", "zh"]
+    """Of the report, its figures and the model card."""
+    licences: Licences
+    """Of what the run is made from, as its publishers state them."""
+    reported: Reported | None
+    """Published scores to set beside this run's."""
 
 
 class Params(Section):
@@ -264,6 +312,7 @@ class Params(Section):
     dpo: Dpo
     evaluate: Evaluate
     benchmarks: Annotated[dict[Name, Benchmark], Field(min_length=1)]
+    merge: Merge
     report: Report
 
 
@@ -314,6 +363,10 @@ def check_together(params: Params, path: Path) -> None:
     for key, data in {"sft": params.data.sft, "preferences": params.data.preferences}.items():
         if data.mix.keys() != data.sources.keys():
             problems.append(f"data.{key}.mix: found {sorted(data.mix)}, expected the names in data.{key}.sources, {sorted(data.sources)}")
+    licences = params.report.licences
+    for key, stated, known in (("sft", licences.sft, params.data.sft.sources), ("preferences", licences.preferences, params.data.preferences.sources), ("benchmarks", licences.benchmarks, params.benchmarks)):
+        problems += [f"report.licences.{key}: found {name!r}, expected one of {sorted(known)}" for name in sorted(stated.keys() - known.keys())]
+    problems += [f"report.reported.scores: found {name!r}, expected one of {sorted(params.benchmarks)}" for name in sorted((params.report.reported.scores.keys() if params.report.reported else set()) - params.benchmarks.keys())]
     for name, stage in {"sft": params.sft, "dpo": params.dpo}.items():
         if stage.global_batch_size % stage.micro_batch_size:
             problems.append(

@@ -22,7 +22,7 @@ from ruamel.yaml.error import YAMLError
 from transformers import AutoConfig, PreTrainedConfig
 from trl.trainer.utils import _PEAK_FLOPS_BY_DEVICE, get_peak_flops
 
-from stages import InputError, checkpoints, command, first_line, params, training
+from stages import InputError, checkpoints, command, first_line, modeling, params, training
 from stages.estimates import ADAM, BENCHMARKS, CPU, GIB, GPU, WEIGHT, Machine, Need, Work, needs
 
 
@@ -43,19 +43,11 @@ def machine_of(arguments: argparse.Namespace, dtype: str) -> Machine:
     else:
         if arguments.gpus:
             raise InputError("--gpus: there is no GPU here; name the kind with --gpu, such as --gpu h100-80gb")
-        name, memory, flops = f"{os.cpu_count()} CPU cores", physical_memory(), training.device_flops(dtype)
+        name, memory, flops = f"{os.cpu_count()} CPU cores", modeling.physical_memory(), training.device_flops(dtype)
     if flops is None:
         known = ", ".join(sorted({device.lower().replace(" ", "-") for device, by_dtype in _PEAK_FLOPS_BY_DEVICE if dtype in by_dtype}))
         print(f"{name}: its speed in {dtype} is not known, and so no hours are; known are {known or 'none in this model.dtype'}\n")
     return Machine(name, count, memory, math.nan if flops is None else flops, gpu, arguments.utilization or (GPU if gpu else CPU).utilization)
-
-
-def physical_memory() -> float:
-    """Of this machine, or what a container is given of it."""
-    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    given = limit.read_text().strip() if limit.exists() else "max"
-    return found if given == "max" else min(found, int(given))
 
 
 def config_of(settings: params.Params, paths: argparse.Namespace, locked: dict) -> PreTrainedConfig:
@@ -104,7 +96,7 @@ CHANGES = {
     "sft": (("sft.gradient_checkpointing", True), ("sft.micro_batch_size", 1), ("model.quantization", "nf4")),
     "reference": (("reference.batch_size", 1), ("model.quantization", "nf4")),
     "dpo": (("dpo.gradient_checkpointing", True), ("reference.batch_size", 1), ("dpo.micro_batch_size", 1), ("model.quantization", "nf4")),
-    "evaluate": (("evaluate.batch_size", 1), ("model.quantization", "nf4")),
+    "evaluate": (("evaluate.batch_texts", 1), ("evaluate.batch_tokens", 1), ("model.quantization", "nf4")),
 }
 """What lowers a stage's memory, in the order in which it is tried."""
 

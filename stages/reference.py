@@ -10,8 +10,8 @@ from pathlib import Path
 from trl.trainer.utils import add_fused_lm_head
 
 from stages import checkpoints, command, launch, modeling, pairs, params, training
-from stages.chat import load_tokenizer
 from stages.records import filling, write_parquet
+from stages.templating import load_tokenizer
 
 
 def run(settings: params.Params, paths: argparse.Namespace) -> None:

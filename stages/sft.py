@@ -17,8 +17,8 @@ from trl import SFTConfig, SFTTrainer
 
 from stages import checkpoints, command, launch, modeling, packing, params, training
 from stages.attention import attend_by_segment
-from stages.chat import IGNORED, load_tokenizer
 from stages.records import write_json
+from stages.templating import IGNORED, load_tokenizer
 
 CURVE = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "tokens": "num_tokens"}
 
@@ -35,7 +35,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     packing.check_isolation(model, train, settings.model)
     inputs = [paths.base, paths.data, template, launch.config(paths.configs, settings.model.quantization)]
     with checkpoints.kept(paths.checkpoints, settings.model_dump(include={"seed", "model", "lora", "sft"}), inputs) as run:
-        saving = checkpoints.Checkpoints()
+        saving = training.Checkpoints()
         steps = math.ceil(len(train) * settings.sft.epochs / settings.sft.global_batch_size)
         shared = training.arguments(settings.sft, settings.seed, steps, run, launch.world_size())
         config = SFTConfig(
@@ -55,7 +55,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
             return {"loss": packing.loss_per_token(policy, held_out, tokenizer.pad_token_id, settings.sft.micro_batch_size, label)}
 
         trainer.add_callback(training.Measuring(saving, settings.sft.measurements, steps, partial(measure, "held-out rows before"), measure))
-        checkpoints.train(trainer, saving, run)
+        training.train(trainer, saving, run)
         (before,) = saving.records["before"]
         after = measure("held-out rows after")
         with training.gathered(policy):
@@ -78,7 +78,7 @@ def labelled(rows: datasets.Dataset) -> int:
 
 def summary(rows: list[dict[str, float]], before: float, after: float, tokens: int) -> dict[str, Any]:
     measured = {"measure": "loss", "rows": "held-out rows", "n": tokens, "unit": "tokens", "before": before, "after": after}
-    return {"steps": len(rows), "tokens": int(rows[-1]["tokens"]), "held_out_loss": after, "measured": [measured]}
+    return {"steps": len(rows), "tokens": int(rows[-1]["tokens"]), "held_out_loss": after, "measured": [measured], "devices": training.devices()}
 
 
 def main() -> None:

@@ -4,7 +4,11 @@ A global batch is split over devices and accumulation steps as the machine allow
 """
 
 import importlib.util
+import json
 import math
+import platform
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +23,8 @@ import torch
 import trl.trainer.utils
 from datasets.table import InMemoryTable
 from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from stages import InputError, checkpoints, first_line, launch
 from stages.modeling import Policy, bare
@@ -135,6 +140,68 @@ def curve(log_history: list[dict[str, float]], names: dict[str, str]) -> list[di
     ]
 
 
+def wait_for_all() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def peak_memory() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+class Checkpoints(TrainerCallback, ExportableState):
+    """Saves at intervals and when the process is asked to end, seals what was saved, and keeps what a trainer's own state leaves out.
+
+    `records` are lists that others add to: what they hold at a checkpoint is there again after it. `seconds` are those that each optimizer step took,
+    `memory_mib` what the process had used at most by then: of the GPU's memory, or where there is none of the machine's.
+    """
+
+    def __init__(self) -> None:
+        self.records: dict[str, list[Any]] = {"seconds": [], "memory_mib": [], "before": [], "held_out": []}
+        self.interval = checkpoints.interval()
+        self.ending = checkpoints.Ending()
+        self.last_saved = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"records": self.records}}
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.begin = time.monotonic()
+
+    def on_step_end(self, args, state, control, **_: Any) -> None:
+        self.records["seconds"].append(time.monotonic() - self.begin)
+        self.records["memory_mib"].append(peak_memory())
+        due, stop = checkpoints.agreed(time.monotonic() - self.last_saved >= self.interval, self.ending.asked)
+        control.should_save = due or stop
+        control.should_training_stop = control.should_training_stop or stop
+
+    def on_save(self, args, state, control, **_: Any) -> None:
+        wait_for_all()
+        if state.is_world_process_zero:
+            checkpoints.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self.last_saved = time.monotonic()
+
+
+def train(trainer: Trainer, saving: Checkpoints, run: Path) -> None:
+    """`trainer.train()`, from the newest whole checkpoint in `run`.
+
+    Raises:
+        SystemExit: after SIGTERM or Ctrl-C, once a checkpoint is saved.
+    """
+    start = checkpoints.latest(run)
+    if start is not None:
+        state = json.loads((start / "trainer_state.json").read_text())
+        saving.records = state["stateful_callbacks"]["Checkpoints"]["attributes"]["records"]
+        # TRL's count of tokens, which it would start anew
+        trainer._total_train_tokens = [entry["num_tokens"] for entry in state["log_history"] if "num_tokens" in entry][-1]
+    with saving.ending.listening():
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    if trainer.state.global_step < trainer.state.max_steps:
+        sys.exit(f"ended on request at step {trainer.state.global_step} of {trainer.state.max_steps}: `dvc repro` goes on from there")
+
+
 class Measuring(TrainerCallback):
     """Measures before the first step, into the record `before`, and after steps that are spread evenly over the run, into `held_out`.
 
@@ -143,7 +210,7 @@ class Measuring(TrainerCallback):
     """
 
     def __init__(
-        self, saving: checkpoints.Checkpoints, times: int, steps: int, before: Callable[[], Any], measure: Callable[[str], Mapping[str, float]]
+        self, saving: Checkpoints, times: int, steps: int, before: Callable[[], Any], measure: Callable[[str], Mapping[str, float]]
     ) -> None:
         self.saving, self.before, self.measure = saving, before, measure
         self.steps = {round(steps * number / (times + 1)) for number in range(1, times + 1)} - {0, steps}
@@ -188,6 +255,16 @@ def flops_per_token(policy: Policy, length: float) -> float | None:
     except AttributeError:
         return None
     return whole if bare(policy) is policy else whole * 2 / 3
+
+
+def devices() -> list[str]:
+    """What each process of this run trains on, by name."""
+    if torch.cuda.is_available():
+        own = torch.cuda.get_device_name()
+    else:
+        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        own = f"{torch.get_num_threads()} cores of {names[0] if names else platform.machine()}"
+    return [own] * launch.world_size()
 
 
 def device_flops(dtype: str) -> float | None:

@@ -20,8 +20,8 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from stages import InputError, duplicates, end_with_parent, ledger
-from stages.chat import IGNORED, load_tokenizer, special_pattern, tokenize, tokenize_pairs
 from stages.formats import InvalidRow, NoPreference, conversation_texts, pair_texts, rows_of, to_conversation, to_pair
+from stages.templating import IGNORED, load_tokenizer, special_pattern, tokenize, tokenize_pairs
 
 CHUNK = 500
 """Rows that a worker takes at once."""

@@ -37,7 +37,7 @@ def model(world) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(model):
-    from stages.chat import load_tokenizer
+    from stages.templating import load_tokenizer
 
     return load_tokenizer(model, ROOT / "templates" / "chatml.jinja")
 

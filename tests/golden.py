@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from stages.chat import IGNORED, load_tokenizer, tokenize, tokenize_pairs
 from stages.formats import PREFERENCE_FORMATS, SFT_FORMATS, to_conversation, to_pair
+from stages.templating import IGNORED, load_tokenizer, tokenize, tokenize_pairs
 from tests import tiny
 
 FILE = Path(__file__).with_suffix(".txt")

@@ -6,18 +6,21 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 from dvc.repo import Repo
+from dvc.utils.serialize import modify_yaml
 from ruamel.yaml import YAML
 
-from stages.records import read_json, read_parquet
+from stages.records import read_json, read_parquet, write_parquet
 from tests import tiny
 
 DVC = [sys.executable, "-m", "dvc"]
@@ -68,6 +71,89 @@ def clones(tmp_path_factory) -> list[Path]:
     return folders
 
 
+def with_params(folder: Path, **values) -> None:
+    """Set values at dotted keys, whose dots are written as two underscores."""
+    content = YAML(typ="safe", pure=True).load((folder / "params.yaml").read_text())
+    for key, value in values.items():
+        *path, last = key.split("__")
+        section = content
+        for part in path:
+            section = section[part]
+        section[last] = value
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(content, file)
+
+
+def own_copy(clones: list[Path], folder: Path) -> Path:
+    """A clone of the first finished run, checked out, with a cache of its own."""
+    call("git", "clone", "-q", str(clones[0]), str(folder), cwd=clones[0])
+    shutil.copytree(clones[0] / ".dvc" / "cache", folder / ".dvc" / "cache")
+    call(*DVC, "checkout", cwd=folder)
+    shutil.copytree(clones[0] / "tiny", folder / "tiny", dirs_exist_ok=True)
+    return folder
+
+
+def test_cells_side_by_side_leave_what_one_after_the_other_does(clones, tmp_path):
+    """Ended in between, gone on with, and with cells that fail."""
+    serial, parallel = own_copy(clones, tmp_path / "serial"), own_copy(clones, tmp_path / "parallel")
+    for folder in (serial, parallel):
+        with_params(folder, benchmarks__arc_challenge__limit=5)
+        # as on a clone where no cell has been run
+        with modify_yaml(str(folder / "dvc.lock")) as lock:
+            for name in [name for name in lock["stages"] if name.startswith("evaluate@")]:
+                del lock["stages"][name]
+    call(*DVC, "repro", "--no-run-cache", "evaluate", cwd=serial)
+    command = [sys.executable, "-m", "stages.parallel", "--processes", "2"]
+    # a shell has what it starts in the background ignore Ctrl-C
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=parallel, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=heeds)
+    printed = ""
+    while printed.count(": running (OMP_NUM_THREADS=") < 2 and (line := process.stdout.readline()):
+        printed += line
+    time.sleep(2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    printed += process.communicate(timeout=120)[0]
+    assert process.returncode != 0 and "ended on request" in printed and "Traceback" not in printed, printed
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    # what was asked to end is not in the way of what follows
+    printed = call(*command, cwd=parallel).stdout
+    assert "cells in" in printed
+    assert (parallel / "dvc.lock").read_text() == (serial / "dvc.lock").read_text()
+    assert "every cell of evaluate is up to date" in call(*command, cwd=parallel).stdout
+    with_params(parallel, benchmarks__arc_challenge__limit=4, benchmarks__gsm8k__num_fewshot=100)
+    result = call(*command, cwd=parallel, check=False)
+    assert result.returncode == 1
+    assert "error: 3 of 6 cells failed: evaluate@base-gsm8k, " in result.stdout and "num_fewshot: found 100, expected at most" in result.stdout
+    assert all(read_json(parallel / "metrics" / model / "arc_challenge.json")["n"] == 4 for model in ("base", "sft", "dpo"))
+
+
+def test_scores_are_set_beside_those_of_a_revision(clones, tmp_path):
+    """Whose samples come from the cache; what cannot be compared is named with the reason."""
+    folder = own_copy(clones, tmp_path / "clone")
+    command = [sys.executable, "-m", "stages.compare", "--against"]
+    printed = call(*command, "HEAD", cwd=folder).stdout
+    assert printed.count("the mean score shows no difference (+0.0 p 1.000; what would have shown: ") == 3 and "| gsm8k | 6 |" in printed
+    # other answers under the same protocol, and another protocol
+    file = folder / "evals" / "dpo" / "gsm8k.parquet"
+    rows = read_parquet(file).to_pylist()
+    file.unlink()
+    write_parquet(file, [row | {"correct": 1.0 - row["correct"]} for row in rows])
+    metrics = folder / "metrics" / "sft" / "arc_challenge.json"
+    metrics.write_text(metrics.read_text().replace("dtype: float32", "dtype: bfloat16"))
+    assert "metrics/sft/arc_challenge.json: it is not what dvc.lock says that this run made" in call(*command, "HEAD", cwd=folder, check=False).stdout
+    call(*DVC, "commit", "--force", "evaluate", cwd=folder)
+    printed = call(*command, "HEAD", cwd=folder).stdout
+    assert "arc_challenge is left out: metrics/sft/arc_challenge.json and metrics/sft/arc_challenge.json of HEAD are scores of different protocols (dtype: bfloat16 and dtype: float32)" in printed
+    assert "| arc_challenge |" not in printed and "dpo: now − HEAD: the mean score" in printed
+    changed = sum(1 - 2 * row["correct"] for row in rows) / len(rows)
+    assert f"{100 * changed:+.1f} [" in printed
+    assert "found 'nonsense', expected a git revision, or an experiment" in call(*command, "nonsense", cwd=folder, check=False).stdout
+    shutil.rmtree(folder / ".dvc" / "cache")
+    result = call(*command, "HEAD", cwd=folder, check=False)
+    assert result.returncode == 1 and "gsm8k is left out: evals/base/gsm8k.parquet of HEAD is in no cache and on no remote" in result.stdout, result.stdout
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_other_architectures_pass(architecture, tmp_path, monkeypatch):
     """Every stage's command of dvc.yaml, one after the other in this process, which spares each the loading of torch."""
@@ -75,7 +161,7 @@ def test_other_architectures_pass(architecture, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     with Repo(str(folder)) as repo:
         commands = [shlex.split(stage.cmd) for stage in repo.index.stages]
-    assert len(commands) == 4 + 1 + 3 + 3 + 3 + 2
+    assert len(commands) == 4 + 1 + 3 + 3 + 3 + 3
     for python, option, module, *arguments in commands:
         assert (python, option) == ("python", "-m")
         monkeypatch.setattr(sys, "argv", [module, *arguments])
@@ -125,21 +211,23 @@ def test_a_second_repro_does_nothing(clones):
 
 def test_outs_are_where_they_should_be(clones):
     folder = clones[0]
-    for name in ("report/report.md", "metrics/summary.json", "metrics/dpo/gsm8k.json", "evals/base/arc_challenge.parquet", "plots/sft.csv", "plots/dpo_speed.csv"):
+    for name in ("report/report.md", "report/report.html", "metrics/summary.json", "metrics/dpo/gsm8k.json", "evals/base/arc_challenge.parquet", "plots/sft.csv", "plots/dpo_speed.csv"):
         assert (folder / name).is_file(), name
     ignored = call("git", "status", "--ignored", "--porcelain", cwd=folder).stdout
     assert all(f"!! {name}/" in ignored for name in ("data", "models", "evals"))
 
 
 def test_metrics_and_plots_read_well(clones):
-    """A row a file and few columns: what is a table in a metrics file is a list there, which DVC leaves out."""
-    header, _, *rows = call(*DVC, "metrics", "show", "--md", cwd=clones[0]).stdout.strip().splitlines()
+    """A row a file and few columns: what is a table in a metrics file is a list there, which DVC leaves out, but for the summary's."""
+    folders = [f"metrics/{name}" for name in ("data", "train", "base", "sft", "dpo")]
+    header, _, *rows = call(*DVC, "metrics", "show", "--md", *folders, cwd=clones[0]).stdout.strip().splitlines()
     columns = [cell.strip() for cell in header.strip("|").split("|")]
     assert set(columns) == {
-        "Path", "score", "stderr", "n", "rows", "dropped", "contaminated", "steps", "tokens", "held_out_loss", "held_out_margin", "held_out_accuracy",
-        "base", "sft", "dpo", "sft_vs_base", "dpo_vs_sft", "dpo_vs_base",
+        "Path", "score", "stderr", "n", "protocol", "rows", "dropped", "contaminated", "steps", "tokens", "held_out_loss", "held_out_margin", "held_out_accuracy",
     }  # fmt: skip
-    assert len(header) < 260 and len(rows) == 6 + 3 + 2 + 1
+    assert len(header) < 220 and len(rows) == 6 + 3 + 2
+    lines = call(*DVC, "metrics", "diff", "--md", "--all", "--targets", "metrics/summary.json", "--", "HEAD", cwd=clones[0]).stdout.splitlines()
+    assert any(line.startswith("| metrics/summary.json | all.mean.dpo_vs_base.holm ") for line in lines), lines
 
 
 def test_plots_are_drawn_offline(clones, tmp_path):
@@ -193,7 +281,7 @@ def test_the_full_recipe_plans_every_stage(clones):
     (folder / "params.yaml").write_bytes((tiny.ROOT / "recipes" / "qwen3-4b.yaml").read_bytes())
     plan = call(*DVC, "repro", "--dry", "--force", cwd=folder).stdout
     stages = [line for line in plan.splitlines() if line.startswith("Running stage")]
-    assert len(stages) == 4 + 5 + 3 + 3 + 15 + 2
+    assert len(stages) == 4 + 5 + 3 + 3 + 15 + 3
     assert "python -m stages.evaluate hellaswag --base models/base --adapter models/dpo" in plan
 
 
@@ -227,11 +315,7 @@ def test_the_reference_is_computed_anew_for_another_adapter_alone(clones):
 @pytest.mark.parametrize("stage", ["sft", "reference", "dpo"])
 def test_dvc_killed_ten_times_ends_with_the_same_bytes(stage, clones, tmp_path):
     """SIGKILL to dvc alone, at a random moment of the stage: its child ends with it, and the next run goes on to the same lock."""
-    rng, folder = random.Random(stage), tmp_path / "clone"
-    call("git", "clone", "-q", str(clones[0]), str(folder), cwd=tmp_path)
-    call(*DVC, "cache", "dir", "--local", str(clones[0] / ".dvc" / "cache"), cwd=folder)
-    call(*DVC, "checkout", cwd=folder)
-    shutil.copytree(clones[0] / "tiny", folder / "tiny", dirs_exist_ok=True)
+    rng, folder = random.Random(stage), own_copy(clones, tmp_path / "clone")
     environment = ENVIRONMENT | {"REPROTUNE_CHECKPOINT_SECONDS": "0"}
     began = time.monotonic()
     call(*DVC, "repro", "--force", "--single-item", stage, cwd=folder)

@@ -4,11 +4,11 @@ import pytest
 import yaml
 
 from stages import InputError, fetch_model, params
-from stages.chat import load_tokenizer
 from stages.params import LocalSource
 from stages.records import read_parquet
 from stages.sources import local_sha256
 from stages.tables import fetch_tables
+from stages.templating import load_tokenizer
 from tests.tiny import ROOT
 
 DEFAULT = params.load(ROOT / "params.yaml")

@@ -16,6 +16,7 @@ from stages import launch, modeling, params
 from stages.records import read_json, read_parquet
 from tests import slurm_cluster, steps, tiny
 from tests.conftest import changed
+from tests.test_end_to_end import make_clone
 
 
 def test_one_device_stays_in_this_process(monkeypatch):
@@ -100,7 +101,7 @@ def test_several_processes_asked_to_end_save_and_go_on(quantization, world, tmp_
     """Under ZeRO-2 and ZeRO-3: SIGTERM to the stage, then the next run ends with the bytes of an undisturbed one."""
     settings = changed(
         params.load(world / "params.yaml"),
-        {"model.quantization": quantization, "sft.global_batch_size": 4, "sft.micro_batch_size": 1, "sft.epochs": 20.0, "lora.dropout": 0.1},
+        {"model.quantization": quantization, "sft.global_batch_size": 4, "sft.micro_batch_size": 1, "sft.epochs": 6.0, "lora.dropout": 0.1},
     )
     base = world / "tiny" / "model"
     steps.tokenize_sft(settings, base, tiny.alpaca_rows(), tmp_path)
@@ -137,6 +138,26 @@ def test_several_processes_asked_to_end_save_and_go_on(quantization, world, tmp_
 def test_two_slurm_nodes_do_what_one_process_does(world, tmp_path):
     with slurm_cluster.cluster() as environment:
         together(tmp_path, world, 2, "qlora", ("salloc", "--nodes=2", "--ntasks-per-node=1"), environment, nodes=2)
+
+
+@needs_compiler
+@pytest.mark.soak
+@pytest.mark.skipif(slurm_cluster.missing() is not None, reason=f"a Slurm cluster: {slurm_cluster.missing()}")
+def test_the_slurm_script_runs_the_pipeline(tmp_path):
+    """As a user would submit it: DVC on the first node, the training stages on both."""
+    folder = make_clone(tmp_path / "clone", benchmarks=("arc_challenge",))
+    (folder / ".venv").symlink_to(Path(sys.executable).parent.parent)
+    # what is installed is newer than the list of it
+    os.utime(folder / "requirements.lock", (0, 0))
+    with slurm_cluster.cluster() as environment:
+        environment = {name: value for name, value in environment.items() if name != "REPROTUNE_PROCESSES"}
+        command = ["sbatch", "--wait", "--nodes=2", "configs/slurm.sbatch"]
+        result = subprocess.run(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1200)
+    (log,) = folder.glob("slurm-*.log")
+    printed = log.read_text()
+    assert result.returncode == 0, result.stdout + printed[-5000:]
+    assert all(f"stages.{stage}: 2 processes on 2 nodes" in printed for stage in ("sft", "reference", "dpo"))
+    assert (folder / "report" / "report.md").is_file()
 
 
 @pytest.mark.soak

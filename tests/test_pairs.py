@@ -7,7 +7,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from stages import pairs
-from stages.chat import IGNORED
+from stages.templating import IGNORED
 from tests.tiny import make_policy
 
 OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")

@@ -61,7 +61,7 @@ def section_reads(files: frozenset[Path]) -> dict[str, set[str]]:
                     reads.setdefault(name, set()).update(
                         node.attr
                         for node in ast.walk(function)
-                        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == argument.arg
+                        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == argument.arg and node.attr != "model_copy"
                     )
     return reads
 

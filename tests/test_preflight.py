@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_named_with_what_to_change(capsys):
         "sft": r"with sft.micro_batch_size: 1 it takes [\d.]+ GiB",
         "reference": r"with reference.batch_size: 1 it takes [\d.]+ GiB",
         "dpo": "reference.batch_size: 1 is not enough; lower tokenize.dpo.max_length, or take devices with more memory",
-        "evaluate": r"with evaluate.batch_size: 1 it takes [\d.]+ GiB",
+        "evaluate": r"with evaluate.batch_texts: 1[\w :.]* it takes [\d.]+ GiB",
     }.items():
         assert re.search(rf"^{stage} does not fit: [\d.]+ GiB of 7.9; {advice}$", printed, re.MULTILINE), stage
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from trl.trainer.utils import add_fused_lm_head
 
 from stages import InputError, modeling, packing, training
-from stages.chat import load_tokenizer
+from stages.templating import load_tokenizer
 from tests import steps
 from tests.conftest import changed
 from tests.tiny import ROOT, WORDS, alpaca_rows, preference_rows
@@ -273,3 +273,22 @@ def test_bfloat16_computes_all_the_way(method, quantization, settings, model, tm
     assert {weight.dtype for weight in weights.values()} == {kept}
     if method != "full":
         assert any((weight != weight.bfloat16().float()).any() for weight in weights.values()), "the adapter was rounded to bfloat16"
+
+
+def test_measuring_first_changes_no_gradient(settings, model):
+    """On a base in NF4: some CPUs have a kernel for passes without gradients, after which bitsandbytes computes none."""
+    ids = torch.arange(3, 60)[None]
+    found = []
+    for unpacked in (False, True):
+        quantized = changed(settings, {"model.quantization": "nf4"}).model
+        policy = modeling.load_base(model, quantized, unpacked)
+        with modeling.measuring(policy):
+            measured = float(policy(ids, labels=ids).loss)
+        policy.train()
+        # the gradient reaches it through every quantized layer
+        weight = policy.get_input_embeddings().weight.requires_grad_()
+        loss = policy(ids, labels=ids).loss
+        loss.backward()
+        assert loss.item() == pytest.approx(measured, abs=1e-5)
+        found.append(weight.grad)
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)

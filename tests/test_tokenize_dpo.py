@@ -5,8 +5,8 @@ import json
 import pytest
 
 from stages import InputError, training
-from stages.chat import tokenize_pairs
 from stages.formats import to_pair
+from stages.templating import tokenize_pairs
 from tests import golden, steps
 from tests.conftest import changed
 from tests.tiny import preference_rows

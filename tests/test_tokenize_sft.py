@@ -9,9 +9,9 @@ import pytest
 from hypothesis import strategies as st
 
 from stages import InputError, params, tokenizing, training
-from stages.chat import IGNORED, load_tokenizer, tokenize
 from stages.formats import to_conversation
 from stages.records import read_parquet
+from stages.templating import IGNORED, load_tokenizer, tokenize
 from tests import golden, steps
 from tests.conftest import changed
 from tests.tiny import ROOT, alpaca_rows

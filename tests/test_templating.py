@@ -4,8 +4,8 @@
 import pytest
 
 from stages import InputError
-from stages.chat import IGNORED, load_tokenizer, tokenize
 from stages.formats import to_conversation
+from stages.templating import IGNORED, load_tokenizer, tokenize
 from tests import golden
 from tests.tiny import ROOT, alpaca_rows
 

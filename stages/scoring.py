@@ -1,0 +1,423 @@
+"""lm-eval's Hugging Face model, sooner and with the same answers: what several requests begin with is computed once.
+
+Requests are sorted by their tokens and laid into one row without padding: of each the tokens that the one before it does not begin with. The choices of a benchmark's
+row, and rows behind the same examples, are then branches of a tree, of which a token sees those on its own path. The head is computed only where a token
+of an answer is predicted. Texts that are generated have a slot each for their keys and values; one that has ended leaves its slot to the next.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from torch.nn.functional import scaled_dot_product_attention
+from tqdm import tqdm
+from transformers import AttentionInterface, PreTrainedTokenizerBase
+
+from stages import InputError, checkpoints
+from stages.attention import HALF, causal, check_plain, difference, is_plain
+from stages.modeling import LOGITS, Policy, bare
+
+T = TypeVar("T")
+
+SHARED = "shared_prefixes"
+"""Name, among transformers' attentions, of the one below."""
+WORTH_SHARING = 8
+"""Tokens: a shorter beginning is computed again."""
+PADDING = 1.5
+"""How many times their own products of queries and keys a group of branches may take, padded to the longest."""
+PLAIN = {"until", "max_gen_toks", "do_sample", "temperature"}
+HARMLESS = {
+    "eos_token_id", "pad_token_id", "bos_token_id", "max_length", "transformers_version", "_from_model_config", "do_sample", "temperature", "top_p", "top_k",
+    "use_cache", "output_attentions", "output_hidden_states",
+}  # fmt: skip
+"""Settings of a generation config that greedy decoding has no use for."""
+CACHED = 2**22
+"""Logits that become log-probs at once: few enough for a processor's cache."""
+ROUNDS = 8
+"""Texts that are kept together once all are done, in multiples of those that are generated side by side; a killed run does at most so many again."""
+REFILLED = 4
+"""Free slots are filled once a fourth of all is free, so that beginnings are read several at once."""
+
+
+@dataclass
+class Group:
+    """Branches of like size, padded to the longest."""
+
+    queries: torch.Tensor
+    """(branches, queries): places in the row, 0 where there is none."""
+    keys: torch.Tensor
+    """(branches, keys): places in the row, of the whole path."""
+    own: torch.Tensor
+    """(branches, 1, 1, 1): where on its path a branch's own tokens begin."""
+    length: torch.Tensor
+    """(branches, 1, 1, 1): tokens of the path."""
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None) -> torch.Tensor:
+        """(branches, 1, queries, keys): what comes before, in a sliding window if there is one."""
+        if window not in self.masks:
+            device = self.queries.device
+            at = self.own + torch.arange(self.queries.shape[1], device=device)[:, None]
+            key = torch.arange(self.keys.shape[1], device=device)
+            seen = (key <= at) & (key < self.length)
+            self.masks[window] = seen if window is None else seen & (at - key < window)
+        return self.masks[window]
+
+
+class Tree:
+    """A row of tokens, and which of them each sees.
+
+    Args:
+        sequences: sorted, none twice.
+        shared: of each, how many tokens it takes from the one before it.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]], shared: Sequence[int], device: torch.device) -> None:
+        self.paths: list[np.ndarray] = []
+        """Of each sequence, the places of its tokens in the row."""
+        ids: list[int] = []
+        for tokens, count in zip(sequences, shared, strict=True):
+            own = np.arange(len(ids), len(ids) + len(tokens) - count)
+            self.paths.append(np.concatenate([self.paths[-1][:count], own]) if count else own)
+            ids += tokens[count:]
+        positions = np.concatenate([np.arange(count, len(path)) for path, count in zip(self.paths, shared, strict=True)])
+        self.ids = torch.tensor([ids], device=device)
+        self.positions = torch.from_numpy(positions)[None].to(device)
+        self.trunks = [slice(int(path[0]), int(path[-1]) + 1) for path, count in zip(self.paths, shared, strict=True) if not count]
+        branches = sorted((len(path), len(path) - count, number) for number, (path, count) in enumerate(zip(self.paths, shared, strict=True)) if count)
+        self.groups = []
+        places = [np.arange(trunk.start, trunk.stop) for trunk in self.trunks]
+        for members in alike(branches):
+            keys, queries = max(size[0] for size in members), max(size[1] for size in members)
+            paths = [self.paths[number] for *_, number in members]
+            starts = [shared[number] for *_, number in members]
+            own = [path[start:] for path, start in zip(paths, starts, strict=True)]
+            places += [padded(one, queries, -1) for one in own]
+            self.groups.append(
+                Group(
+                    torch.from_numpy(np.stack([padded(one, queries, 0) for one in own])).to(device),
+                    torch.from_numpy(np.stack([padded(path, keys, 0) for path in paths])).to(device),
+                    torch.tensor(starts, device=device)[:, None, None, None],
+                    torch.tensor([len(path) for path in paths], device=device)[:, None, None, None],
+                )
+            )
+        computed = np.concatenate(places)
+        order = np.empty(len(ids), np.int64)
+        order[computed[computed >= 0]] = np.flatnonzero(computed >= 0)
+        self.order = torch.from_numpy(order).to(device)
+        """Where each token of the row stands among what the trunks and groups give."""
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None) -> torch.Tensor:
+        """(tokens, heads, width); query is (heads, tokens, width), key and value have as many heads or a divisor of that."""
+        heads, times, found = len(query), len(query) // len(key), []
+        for trunk in self.trunks:
+            own = (part[None, :, trunk] for part in (query, key, value))
+            found.append(causal(*own, scaling, window=window)[0].transpose(0, 1))
+        for group in self.groups:
+            own = (query[:, group.queries], *(part[:, group.keys].repeat_interleave(times, 0) for part in (key, value)))
+            given = scaled_dot_product_attention(*(part.transpose(0, 1) for part in own), group.mask(window), scale=scaling)
+            found.append(given.transpose(1, 2).reshape(-1, heads, query.shape[2]))
+        return torch.cat(found)[self.order]
+
+
+def padded(values: np.ndarray, length: int, filler: int) -> np.ndarray:
+    return np.pad(values, (0, length - len(values)), constant_values=filler)
+
+
+def alike(sizes: list[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+    """Runs of these (keys, queries, number) whose padding stays within bounds."""
+    members: list[tuple[int, int, int]] = []
+    for size in sizes:
+        more = [*members, size]
+        area = len(more) * max(one[0] for one in more) * max(one[1] for one in more)
+        if members and area > PADDING * sum(keys * queries for keys, queries, _ in more):
+            yield members
+            more = [size]
+        members = more
+    if members:
+        yield members
+
+
+def in_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens that both begin with."""
+    for count, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return count
+    return min(len(one), len(other))
+
+
+def attention(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, scaling: float,
+    layout: "Tree | Slots", sliding_window: int | None = None, **more: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Of one row, (1, heads, tokens, width), whose tokens see what the layout says; (1, tokens, heads, width)."""
+    check_plain(module, attention_mask, sliding_window, more)
+    return layout.attend(module.layer_idx, query[0], key[0], value[0], scaling, sliding_window)[None], None
+
+
+AttentionInterface.register(SHARED, attention)
+
+
+class Slots:
+    """Keys and values of texts that are being written: a slot each, of which the first ones are in use. A step computes one token of each.
+
+    Args:
+        tokens: of a slot.
+    """
+
+    def __init__(self, slots: int, tokens: int) -> None:
+        self.slots, self.tokens = slots, tokens
+        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def of(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a layer with keys and values like these, (slots, heads, tokens, width)."""
+        if layer not in self.kept:
+            self.kept[layer] = tuple(part.new_zeros(self.slots, len(part), self.tokens, part.shape[2]) for part in (key, value))
+        return self.kept[layer]
+
+    def move(self, source: int, target: int) -> None:
+        for parts in self.kept.values():
+            for part in parts:
+                part[target] = part[source]
+
+    def begin(self, positions: torch.Tensor) -> None:
+        """The next step's tokens, of the first slots, stand at these positions."""
+        self.positions, self.length, self.masks = positions, int(positions.max()) + 1, {}
+
+    def mask(self, window: int | None) -> torch.Tensor:
+        if window not in self.masks:
+            key, at = torch.arange(self.length, device=self.positions.device), self.positions[:, None]
+            seen = key <= at
+            self.masks[window] = (seen if window is None else seen & (at - key < window))[:, None, None]
+        return self.masks[window]
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None) -> torch.Tensor:
+        """As Tree's; heads that share their keys are computed as queries of one."""
+        heads, count, width = query.shape
+        every = torch.arange(count, device=query.device)
+        seen = []
+        for kept, part in zip(self.of(layer, key, value), (key, value), strict=True):
+            kept[every, :, self.positions] = part.transpose(0, 1)
+            seen.append(kept[:count, :, : self.length])
+        grouped = query.transpose(0, 1).reshape(count, len(key), heads // len(key), width)
+        return scaled_dot_product_attention(grouped, *seen, self.mask(window), scale=scaling).reshape(count, heads, width)
+
+
+@dataclass
+class Beginnings:
+    """A tree whose sequences go into slots, from number `first` on."""
+
+    tree: Tree
+    slots: Slots
+    first: int
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None) -> torch.Tensor:
+        for kept, part in zip(self.slots.of(layer, key, value), (key, value), strict=True):
+            for number, path in enumerate(self.tree.paths, start=self.first):
+                kept[number, :, : len(path)] = part[:, path]
+        return self.tree.attend(layer, query, key, value, scaling, window)
+
+
+class Scorer(HFLM):
+    """Requests and answers are those of HFLM.
+
+    Args:
+        tokens_at_once: of a batch that is scored, and of beginnings that are read at once.
+        rows_at_once: texts that are generated side by side.
+        run: where what is done is kept, if that is wanted.
+    """
+
+    def __init__(self, policy: Policy, tokenizer: PreTrainedTokenizerBase, tokens_at_once: int, rows_at_once: int, run: Path | None = None) -> None:
+        super().__init__(pretrained=policy, tokenizer=tokenizer, batch_size=rows_at_once, softmax_dtype="float32")
+        # a task says how many, and this would override it
+        bare(policy).generation_config.max_new_tokens = None
+        self.tokens_at_once, self.rows_at_once, self.run = tokens_at_once, rows_at_once, run
+        self.can_share: bool | None = None
+        self.calls = 0
+
+    def computed(self, plan: Sequence[T], compute: Callable[[T], Any]) -> list[Any]:
+        """`compute` of each; a killed run goes on behind those that it had kept."""
+        self.calls += 1
+        folder = None if self.run is None else self.run / f"call-{self.calls}"
+        return checkpoints.results(folder, len(plan), lambda done: map(compute, plan[done:]))
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """Of each (strings, context's tokens, continuation's tokens) the summed log-prob, in nats, and whether greedy decoding gives the continuation."""
+        asked: dict[tuple[int, ...], list[int]] = {}
+        cut = 0
+        for number, (_, context, continuation) in enumerate(requests):
+            assert context and 0 < len(continuation) <= self.max_length, f"request {number}: {len(context)} and {len(continuation)} tokens"
+            whole = (*context, *continuation)
+            cut += len(whole) > self.max_length + 1
+            asked.setdefault(whole[-self.max_length - 1 : -1], []).append(number)
+        if cut:
+            print(f"{cut} of {len(requests)} requests are longer than the model's context of {self.max_length} tokens: they lose their beginning", flush=True)
+        if not self.shares():
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        predicted = {tokens: sum(len(requests[number][2]) for number in numbers) for tokens, numbers in asked.items()}
+        plan = list(batches(sorted(asked), predicted, self.tokens_at_once, LOGITS // len(self.tokenizer)))
+        # the longest first: what does not fit into memory shows at once, and the time that is left is not understated
+        plan.sort(key=lambda batch: -max(map(len, batch[0])))
+        numbers = [[number for tokens in sequences for number in asked[tokens]] for sequences, _ in plan]
+        with self.sharing(), tqdm(desc="requests", total=len(requests), disable=disable_tqdm) as bar:
+
+            def compute(batch: tuple[list[tuple[int, ...]], list[int]]) -> list[tuple[float, bool]]:
+                continuations = [[requests[number][2] for number in asked[tokens]] for tokens in batch[0]]
+                answers = self.score(Tree(*batch, self.device), continuations)
+                bar.update(len(answers))
+                return answers
+
+            found = self.computed(plan, compute)
+        by_number = dict(zip(chain(*numbers), chain(*found), strict=True))
+        return [tuple(by_number[number]) for number in range(len(requests))]
+
+    def score(self, tree: Tree, continuations: list[list[list[int]]]) -> list[tuple[float, bool]]:
+        """Of each sequence's continuations, whose last token is none of the sequence."""
+        places = [path[len(path) - len(tokens) :] for path, of in zip(tree.paths, continuations, strict=True) for tokens in of]
+        flat = [tokens for of in continuations for tokens in of]
+        wanted, row = np.unique(np.concatenate(places), return_inverse=True)
+        logits = self.logits(tree, tree.ids, tree.positions, torch.from_numpy(wanted))
+        row, following = torch.from_numpy(row).to(self.device), torch.tensor([token for tokens in flat for token in tokens], device=self.device)
+        for some in logits.split(max(1, CACHED // logits.shape[1])):
+            some.copy_(some.log_softmax(dim=1))
+        log_probs = logits[row, following].cpu()
+        greedy = (logits.argmax(dim=1)[row] == following).cpu()
+        lengths = [len(tokens) for tokens in flat]
+        return [(float(values.sum()), bool(same.all())) for values, same in zip(log_probs.split(lengths), greedy.split(lengths), strict=True)]
+
+    def logits(self, layout: "Tree | Slots | Beginnings", ids: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """(wanted places, vocabulary) in float32, of one row of tokens, (1, tokens)."""
+        with torch.no_grad():
+            found = self.model(input_ids=ids, position_ids=positions, layout=layout, logits_to_keep=wanted.to(ids.device), use_cache=False)
+        return found.logits[0].float()
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Within, the model's attention asks for a layout."""
+        model = bare(self.model)
+        own = model.config._attn_implementation
+        model.set_attn_implementation(SHARED)
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(own)
+
+    def shares(self) -> bool:
+        """Whether the model gives two branches of a tree the logits that it gives each alone. Tried once."""
+        if self.can_share is None:
+
+            def together(text: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+                tree = Tree([text.tolist(), branch.tolist()], [0, HALF], self.device)
+                with self.sharing():
+                    return self.logits(tree, tree.ids, tree.positions, torch.arange(tree.ids.shape[1]))[np.concatenate(tree.paths)]
+
+            plain = is_plain(bare(self.model).config.get_text_config())
+            reason = difference(self.model, together) if plain else "its layers do not all attend to what comes before, at fixed positions"
+            self.can_share = reason is None
+            if reason is not None:
+                print(f"{type(bare(self.model)).__name__} cannot share prefixes ({reason}): it is scored as lm-eval does, which takes longer", flush=True)
+        return self.can_share
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """As HFLM's: what greedy decoding writes up to a stop string. Sampling, and decoding with penalties or a search, are left to HFLM."""
+        asked = [(context, normalize_gen_kwargs(given, self.max_gen_toks)) for context, given in (request.args for request in requests)]
+        config = bare(self.model).generation_config
+        odd = {key for _, kwargs in asked for key in kwargs.keys() - PLAIN | ({"do_sample"} if kwargs.get("do_sample") else set())} | config.to_diff_dict().keys() - HARMLESS
+        if odd:
+            print(f"texts are generated as lm-eval does, which takes longer, because of {', '.join(sorted(odd))}", flush=True)
+        prompts = [self.prompt(context, kwargs["max_gen_toks"]) for context, kwargs in asked]
+        if odd or not self.shares():
+            # side by side, a text that has ended goes on until all have, and what is cut off then is not the same
+            self.batch_size_per_gpu = 1
+            return super().generate_until(requests, disable_tqdm)
+        eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        ends = set(np.atleast_1d(config.eos_token_id).tolist()) if config.eos_token_id is not None else set()
+        by_kind: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = {}
+        for number, (_, kwargs) in enumerate(asked):
+            kind = (kwargs["max_gen_toks"], *handle_stop_sequences(kwargs["until"], eos))
+            by_kind.setdefault(kind, {}).setdefault(prompts[number], []).append(number)
+        size = self.rows_at_once * ROUNDS
+        plan = [(kind, sorted(of)[start : start + size]) for kind, of in sorted(by_kind.items()) for start in range(0, len(of), size)]
+        with self.sharing(), tqdm(desc="texts", total=len(requests), disable=disable_tqdm) as bar:
+
+            def compute(part: tuple[tuple, list[tuple[int, ...]]]) -> list[str]:
+                (new_tokens, *stops), own = part
+                texts = {}
+                for prompt, tokens in self.write(own, new_tokens, stops, ends):
+                    texts[prompt] = postprocess_generated_text(self.tok_decode(tokens), stops, None)
+                    bar.update(len(by_kind[part[0]][prompt]))
+                return [texts[prompt] for prompt in own]
+
+            found = self.computed(plan, compute)
+        by_number = {number: text for (kind, own), texts in zip(plan, found, strict=True) for prompt, text in zip(own, texts, strict=True) for number in by_kind[kind][prompt]}
+        return [by_number[number] for number in range(len(requests))]
+
+    def prompt(self, context: str, new_tokens: int) -> tuple[int, ...]:
+        """Its tokens, the last ones if it has too many."""
+        if new_tokens >= self.max_length:
+            raise InputError(f"max_gen_toks: found {new_tokens}, expected fewer than the model's context of {self.max_length}")
+        return tuple(self.tok_batch_encode([context], left_truncate_len=self.max_length - new_tokens, truncation=self.truncation)[0][0].tolist())
+
+    def write(self, prompts: list[tuple[int, ...]], new_tokens: int, stops: list[str], ends: set[int]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+        """Each of the sorted prompts with the tokens that follow it, as they end."""
+        tail = max(len(stop.encode()) for stop in stops) + 2
+        slots = Slots(min(self.rows_at_once, len(prompts)), max(map(len, prompts)) + new_tokens)
+        waiting, active = deque(prompts), []
+        while waiting or active:
+            free = slots.slots - len(active)
+            if waiting and free >= min(len(waiting), -(-slots.slots // REFILLED)):
+                sequences, shared = next(batches([waiting[number] for number in range(min(free, len(waiting)))], dict.fromkeys(waiting, 1), self.tokens_at_once, LOGITS // len(self.tokenizer)))
+                tree = Tree(sequences, shared, self.device)
+                last = np.array([path[-1] for path in tree.paths])
+                following = self.logits(Beginnings(tree, slots, len(active)), tree.ids, tree.positions, torch.from_numpy(last)).argmax(dim=1).tolist()
+                active += [(waiting.popleft(), [token]) for token in following]
+            else:
+                ids = torch.tensor([[tokens[-1] for _, tokens in active]], device=self.device)
+                positions = torch.tensor([len(prompt) + len(tokens) - 1 for prompt, tokens in active], device=self.device)
+                slots.begin(positions)
+                following = self.logits(slots, ids, positions[None], torch.arange(len(active))).argmax(dim=1).tolist()
+                for (_, tokens), token in zip(active, following, strict=True):
+                    tokens.append(token)
+            texts = self.tokenizer.batch_decode([tokens[-tail:] for _, tokens in active])
+            for slot in reversed(range(len(active))):
+                prompt, tokens = active[slot]
+                if tokens[-1] in ends or len(tokens) == new_tokens or any(stop in texts[slot] for stop in stops):
+                    yield prompt, tokens
+                    last = active.pop()
+                    if slot < len(active):
+                        active[slot] = last
+                        slots.move(len(active), slot)
+
+
+def batches(sequences: list[tuple[int, ...]], predicted: dict[tuple[int, ...], int], most: int, most_predicted: int) -> Iterator[tuple[list[tuple[int, ...]], list[int]]]:
+    """Runs of the sorted sequences, and of each sequence how many tokens it shares with the one before, within as many tokens, and as many predicted ones.
+
+    Behind a long beginning there is room for three times as much, lest it be computed again for each few sequences.
+    """
+    run: list[tuple[int, ...]] = []
+    shared: list[int] = []
+    total = total_predicted = longest = 0
+    for tokens in sequences:
+        common = in_common(run[-1], tokens) if run else 0
+        common = common if common >= WORTH_SHARING else 0
+        more, asked = len(tokens) - common, predicted[tokens]
+        if run and (total + more > max(most, 4 * longest) or total_predicted + asked > most_predicted):
+            yield run, shared
+            run, shared, common, more = [], [], 0, len(tokens)
+            total = total_predicted = longest = 0
+        run.append(tokens)
+        shared.append(common)
+        total, total_predicted, longest = total + more, total_predicted + asked, max(longest, len(tokens))
+    if run:
+        yield run, shared
