@@ -44,8 +44,12 @@ def command(main: Callable[[], None]) -> None:
         # a terminal that cannot show ± costs no stage its work
         stream.reconfigure(errors="replace")
     end_with_parent()
+    from stages import provenance
+
     try:
+        provenance.begin()
         main()
+        provenance.end()
     except InputError as error:
         sys.exit(f"error: {error}")
     except FileNotFoundError as error:

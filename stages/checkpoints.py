@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import xxhash
 
-from stages import InputError, die_with_parent, launch
+from stages import InputError, die_with_parent, launch, provenance
 from stages.records import digest, write_json
 
 KEPT = 2
@@ -64,6 +64,7 @@ def kept(folder: Path, settings: Mapping[str, Any], inputs: list[Path]) -> Itera
         for old in runs[:-KEPT]:
             shutil.rmtree(old)
         yield run
+        provenance.check()
         shutil.rmtree(run)
 
 

@@ -7,7 +7,6 @@ the mean each for itself.
 """
 
 import argparse
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
-from stages import InputError, command, first_line, params, statistics
+from stages import InputError, command, first_line, params, provenance, statistics
 from stages.records import read_json, read_parquet, write_json, write_text
 
 MODELS = ("base", "sft", "dpo")
@@ -203,7 +202,7 @@ def check_recorded(paths: Iterable[Path]) -> None:
     lock = YAML(typ="safe").load(Path("dvc.lock"))
     recorded = {out["path"]: out["md5"] for entry in lock["stages"].values() for out in entry.get("outs", [])}
     for path in paths:
-        if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != recorded.get(path.as_posix()):
+        if provenance.md5(path) != recorded.get(path.as_posix()):
             raise InputError(f"{path}: it is not what dvc.lock says that this run made; `dvc repro` makes it anew, `dvc checkout {path}` restores it")
 
 

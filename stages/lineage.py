@@ -9,10 +9,8 @@ chain is what `dvc.lock` says; where the workspace is not as it says, a line nam
 """
 
 import argparse
-import hashlib
 import json
 import os
-import subprocess
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -24,7 +22,8 @@ from rich.markup import escape
 from rich.tree import Tree
 from ruamel.yaml import YAML
 
-from stages import InputError, command
+from stages import InputError, command, provenance
+from stages.provenance import git
 from stages.records import read_json
 
 LOCK = Path("dvc.lock")
@@ -44,6 +43,8 @@ class Made:
     """What other stages made, with the md5 that it had; None where a folder was read of which it is a part."""
     stale: list[str] = field(default_factory=list)
     """Folders that it read, of which other stages have made parts anew since."""
+    record: dict[str, Any] | None = None
+    """Commit and versions that it was made with; None if these bytes came from the run cache or from another clone."""
 
 
 def chain(path: str, stages: dict[str, Any]) -> dict[str, Made]:
@@ -59,7 +60,7 @@ def chain(path: str, stages: dict[str, Any]) -> dict[str, Made]:
         own, md5, stage = waiting.popleft()
         if own in found:
             continue
-        found[own] = made = Made(own, md5, stage, stages[stage].get("params", {}).get("params.yaml", {}))
+        found[own] = made = Made(own, md5, stage, stages[stage].get("params", {}).get("params.yaml", {}), record=provenance.record_of(own, md5, stage))
         for dep in stages[stage].get("deps", []):
             # that params were checked says nothing of where a number comes from
             read = [out for out in outs if related(out[0], dep["path"]) and out[2] != "check_params"]
@@ -76,8 +77,7 @@ def folder_md5(path: str, outs: list[tuple[str, str, str]]) -> str | None:
     """Of a folder of outs that are files, as DVC takes it; None of anything else."""
     if not outs or any(out[0] == path or not PurePosixPath(out[0]).is_relative_to(path) or out[1].endswith(".dir") for out in outs):
         return None
-    entries = sorted(({"md5": md5, "relpath": str(PurePosixPath(own).relative_to(path))} for own, md5, _ in outs), key=lambda entry: entry["relpath"])
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+    return provenance.of_folder({str(PurePosixPath(own).relative_to(path)): md5 for own, md5, _ in outs})
 
 
 def related(one: str, other: str) -> bool:
@@ -149,12 +149,20 @@ def drawn(path: str, found: dict[str, Made], seen: set[str], tree: Tree, read: s
     branch = tree.add(label)
     values = ", ".join(f"{key} {json.dumps(value)}" for key, value in made.params.items() if not list(walk({key: value})))
     branch.add(f"by {escape(made.stage)}, {len(made.code)} files of code and settings" + (f"; {escape(values)}" if values else ""))
+    branch.add(escape(made_with(made.record)))
     for folder in made.stale:
         branch.add(f"[red]{escape(folder)} was another then: `dvc repro`[/]")
     if not made.inputs:
         branch.add(f"from {escape(source(made.params))}")
     for one, md5 in made.inputs.items():
         drawn(one, found, seen, branch, md5)
+
+
+def made_with(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return f"no record in {provenance.RECORDS}/ is of these bytes: they came from the run cache, or from another clone"
+    changed = f" (with changes in {', '.join(record['changed_since'])})" if record["changed_since"] else ""
+    return f"at commit {record['commit']}{changed}, with {', '.join(f'{name} {version}' for name, version in record['versions'].items())}"
 
 
 def state(path: str, found: dict[str, Made]) -> dict[str, str]:
@@ -164,7 +172,7 @@ def state(path: str, found: dict[str, Made]) -> dict[str, str]:
         about["changed"] = "dvc.lock or params.yaml is not as in that commit"
     if recorded := recorded_md5(path, found):
         stage, md5 = recorded
-        if hashlib.md5(Path(path).read_bytes(), usedforsecurity=False).hexdigest() != md5:
+        if provenance.md5(Path(path)) != md5:
             about["edited"] = f"{path} is not what {stage} made: `dvc repro`"
     return about
 
@@ -181,10 +189,6 @@ def recorded_md5(path: str, found: dict[str, Made]) -> tuple[str, str] | None:
             md5 = {entry["relpath"]: entry["md5"] for entry in read_json(listing)}
             return made.stage, md5.get(str(PurePosixPath(path).relative_to(own)), "none")
     return None
-
-
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.strip()
 
 
 def main() -> None:

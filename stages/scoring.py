@@ -403,7 +403,7 @@ class Scorer(HFLM):
 def batches(sequences: list[tuple[int, ...]], predicted: dict[tuple[int, ...], int], most: int, most_predicted: int) -> Iterator[tuple[list[tuple[int, ...]], list[int]]]:
     """Runs of the sorted sequences, and of each sequence how many tokens it shares with the one before, within as many tokens, and as many predicted ones.
 
-    Behind a long beginning there is room for three times as much, lest it be computed again for each few sequences.
+    For what goes on from a long beginning there is room for three times as much, lest that be computed again for each few sequences.
     """
     run: list[tuple[int, ...]] = []
     shared: list[int] = []
@@ -412,7 +412,7 @@ def batches(sequences: list[tuple[int, ...]], predicted: dict[tuple[int, ...], i
         common = in_common(run[-1], tokens) if run else 0
         common = common if common >= WORTH_SHARING else 0
         more, asked = len(tokens) - common, predicted[tokens]
-        if run and (total + more > max(most, 4 * longest) or total_predicted + asked > most_predicted):
+        if run and (total + more > (max(most, 4 * longest) if common else most) or total_predicted + asked > most_predicted):
             yield run, shared
             run, shared, common, more = [], [], 0, len(tokens)
             total = total_predicted = longest = 0

@@ -1,5 +1,6 @@
 """Shared tiny inputs, made once a session in temporary folders."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from stages import params
 from tests import tiny
+from tests.clones import DVC, call, make_clone
 
 ROOT = tiny.ROOT
 # `make test` runs two workers, and more threads than cores slow each other many times over
@@ -27,6 +29,23 @@ def world(tmp_path_factory) -> Path:
     """A folder with tiny/ (model, rows, benchmarks) and a params.yaml that uses them."""
     folder = tmp_path_factory.mktemp("world")
     tiny.make_world(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A finished run on the tiny params, committed, made once for all of pytest's workers. Tests change copies of it (`own_copy`)."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / "finished"
+    with (root / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "finished.done").exists():
+            make_clone(folder)
+            call(*DVC, "repro", cwd=folder)
+            call("git", "add", "-A", cwd=folder)
+            call("git", "commit", "-qm", "run", cwd=folder)
+            (root / "finished.done").touch()
     return folder
 
 

@@ -1,7 +1,6 @@
 """The whole pipeline with real `dvc`, on the tiny model, in clones: same bytes twice, and mistakes that cost nothing."""
 
 import importlib
-import os
 import random
 import re
 import shlex
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -18,84 +16,26 @@ import psutil
 import pytest
 from dvc.repo import Repo
 from dvc.utils.serialize import modify_yaml
-from ruamel.yaml import YAML
 
 from stages.records import read_json, read_parquet, write_parquet
 from tests import tiny
-
-DVC = [sys.executable, "-m", "dvc"]
-ENVIRONMENT = os.environ | {
-    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    "OMP_NUM_THREADS": "1",
-    "GIT_CONFIG_GLOBAL": "/dev/null",
-    "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
-}  # fmt: skip
-
-
-def call(*command: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess:
-    result = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert not check or result.returncode == 0, result.stdout[-5000:]
-    return result
-
-
-def make_clone(folder: Path, architecture: str = "qwen3", benchmarks: tuple[str, ...] = ("arc_challenge", "gsm8k")) -> Path:
-    """The committed files, as they stand in the working tree, as a repository of their own with the tiny params."""
-    folder.mkdir(parents=True)
-    files = call("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=tiny.ROOT).stdout.split("\0")
-    outs = ("metrics/", "plots/", "report/", "dvc.lock")
-    for name in filter(None, files):
-        if not name.startswith(outs) and (tiny.ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes((tiny.ROOT / name).read_bytes())
-    tiny.make_world(folder, architecture)
-    content = YAML(typ="safe", pure=True).load((folder / "params.yaml").read_text())
-    content["evaluate"]["benchmarks"] = list(benchmarks)
-    with (folder / "params.yaml").open("w") as file:
-        YAML().dump(content, file)
-    call("git", "init", "-q", cwd=folder)
-    call("git", "add", "-A", cwd=folder)
-    call("git", "commit", "-qm", "tiny", cwd=folder)
-    return folder
+from tests.clones import DVC, ENVIRONMENT, call, make_clone, own_copy, with_params
 
 
 @pytest.fixture(scope="module")
-def clones(tmp_path_factory) -> list[Path]:
+def clones(finished, tmp_path_factory) -> list[Path]:
     """Two finished runs, in folders of different names and lengths."""
     root = tmp_path_factory.mktemp("clones")
-    folders = [make_clone(root / "a"), make_clone(root / "a_much_longer_name" / "deeper")]
-    with ThreadPoolExecutor() as pool:
-        for folder, result in zip(folders, pool.map(lambda folder: call(*DVC, "repro", cwd=folder), folders), strict=True):
-            call("git", "add", "-A", cwd=folder)
-            call("git", "commit", "-qm", "run", cwd=folder)
-            assert "Running stage 'report'" in result.stdout
-    return folders
-
-
-def with_params(folder: Path, **values) -> None:
-    """Set values at dotted keys, whose dots are written as two underscores."""
-    content = YAML(typ="safe", pure=True).load((folder / "params.yaml").read_text())
-    for key, value in values.items():
-        *path, last = key.split("__")
-        section = content
-        for part in path:
-            section = section[part]
-        section[last] = value
-    with (folder / "params.yaml").open("w") as file:
-        YAML().dump(content, file)
-
-
-def own_copy(clones: list[Path], folder: Path) -> Path:
-    """A clone of the first finished run, checked out, with a cache of its own."""
-    call("git", "clone", "-q", str(clones[0]), str(folder), cwd=clones[0])
-    shutil.copytree(clones[0] / ".dvc" / "cache", folder / ".dvc" / "cache")
-    call(*DVC, "checkout", cwd=folder)
-    shutil.copytree(clones[0] / "tiny", folder / "tiny", dirs_exist_ok=True)
-    return folder
+    other = make_clone(root / "a_much_longer_name" / "deeper")
+    assert "Running stage 'report'" in call(*DVC, "repro", cwd=other).stdout
+    call("git", "add", "-A", cwd=other)
+    call("git", "commit", "-qm", "run", cwd=other)
+    return [own_copy(finished, root / "a"), other]
 
 
 def test_cells_side_by_side_leave_what_one_after_the_other_does(clones, tmp_path):
     """Ended in between, gone on with, and with cells that fail."""
-    serial, parallel = own_copy(clones, tmp_path / "serial"), own_copy(clones, tmp_path / "parallel")
+    serial, parallel = own_copy(clones[0], tmp_path / "serial"), own_copy(clones[0], tmp_path / "parallel")
     for folder in (serial, parallel):
         with_params(folder, benchmarks__arc_challenge__limit=5)
         # as on a clone where no cell has been run
@@ -130,7 +70,7 @@ def test_cells_side_by_side_leave_what_one_after_the_other_does(clones, tmp_path
 
 def test_scores_are_set_beside_those_of_a_revision(clones, tmp_path):
     """Whose samples come from the cache; what cannot be compared is named with the reason."""
-    folder = own_copy(clones, tmp_path / "clone")
+    folder = own_copy(clones[0], tmp_path / "clone")
     command = [sys.executable, "-m", "stages.compare", "--against"]
     printed = call(*command, "HEAD", cwd=folder).stdout
     assert printed.count("the mean score shows no difference (+0.0 p 1.000; what would have shown: ") == 3 and "| gsm8k | 6 |" in printed
@@ -315,7 +255,7 @@ def test_the_reference_is_computed_anew_for_another_adapter_alone(clones):
 @pytest.mark.parametrize("stage", ["sft", "reference", "dpo"])
 def test_dvc_killed_ten_times_ends_with_the_same_bytes(stage, clones, tmp_path):
     """SIGKILL to dvc alone, at a random moment of the stage: its child ends with it, and the next run goes on to the same lock."""
-    rng, folder = random.Random(stage), own_copy(clones, tmp_path / "clone")
+    rng, folder = random.Random(stage), own_copy(clones[0], tmp_path / "clone")
     environment = ENVIRONMENT | {"REPROTUNE_CHECKPOINT_SECONDS": "0"}
     began = time.monotonic()
     call(*DVC, "repro", "--force", "--single-item", stage, cwd=folder)

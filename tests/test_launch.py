@@ -15,8 +15,8 @@ from ruamel.yaml import YAML
 from stages import launch, modeling, params
 from stages.records import read_json, read_parquet
 from tests import slurm_cluster, steps, tiny
+from tests.clones import make_clone
 from tests.conftest import changed
-from tests.test_end_to_end import make_clone
 
 
 def test_one_device_stays_in_this_process(monkeypatch):

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.dependency import ParamsDependency
+from dvc.repo import Repo
 
-from stages import params
+from stages import params, provenance, sections
 from tests.tiny import ROOT
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -27,17 +29,24 @@ def tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text())
 
 
-@cache
-def imports(file: Path) -> frozenset[Path]:
-    """Local modules that a file needs, the package itself and what those import included."""
+def imported(file: Path) -> set[Path]:
+    """Local modules that a file names, and the package itself."""
     found = {ROOT / "stages" / "__init__.py"}
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "stages":
             names = [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
             found |= {path for name in names if (path := ROOT / "stages" / f"{name}.py").exists()}
-    for path in list(found - {file}):
-        if path.name != "__init__.py":
-            found |= imports(path)
+    return found
+
+
+@cache
+def imports(file: Path) -> frozenset[Path]:
+    """Local modules that a file needs, the package itself and what those import included."""
+    found: set[Path] = set()
+    waiting = imported(file)
+    while waiting:
+        found |= waiting
+        waiting = set().union(*map(imported, waiting)) - found
     return frozenset(found)
 
 
@@ -112,6 +121,45 @@ def test_params_name_every_value_that_is_read(stage):
     for key in params_read(stage):
         covered = any(key == name or key.startswith(f"{name}.") or name.startswith(f"{key}.") for name in declared)
         assert covered, f"{stage} reads {key}, declared are {sorted(declared)}"
+
+
+LIBRARIES = yaml.safe_load((ROOT / "libraries.yaml").read_text())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_name_the_versions_of_libraries_that_are_imported(stage):
+    """And the report those that it prints."""
+    found = set()
+    for file in imports(module_file(stage)) | {module_file(stage)}:
+        for node in ast.walk(tree(file)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            found |= {name.split(".")[0] for name in names if name}
+    found |= set(sections.LIBRARIES) if stage == "report" else set()
+    declared = {name for one in STAGES[stage].get("params", []) if isinstance(one, dict) for name in one.get("libraries.yaml", ())}
+    assert declared == found & LIBRARIES.keys()
+
+
+def test_libraries_are_those_that_are_installed():
+    lock = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line)
+    project = (ROOT / "pyproject.toml").read_text()
+    for name, version in LIBRARIES.items():
+        assert lock[name.replace("_", "-") if name.replace("_", "-") in lock else name] == version
+        assert re.search(rf'"{name.replace("_", "[_-]")}(\[\w+\])?=={re.escape(version)}"', project), name
+
+
+def test_a_stage_is_found_as_dvc_declares_it(monkeypatch):
+    """With its matrix and values filled in, as DVC's own resolver has it."""
+    monkeypatch.chdir(ROOT)
+    with Repo(str(ROOT)) as repo:
+        stages = repo.index.stages
+    assert len(stages) == 33
+    for stage in stages:
+        found = provenance.declared(stage.addressing)
+        assert {str(path) for path in found.outs} == {out.def_path for out in stage.outs}
+        deps = {dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency)}
+        assert {str(path) for path in found.code} == {path for path in deps if path.split("/")[0] not in provenance.MADE}
+        params_read = {(dep.def_path, key) for dep in stage.deps if isinstance(dep, ParamsDependency) for key in (dep.params or [None])}
+        assert {(str(file), key) for file, key in found.params} == params_read
 
 
 def test_the_reads_are_found():

@@ -1,0 +1,81 @@
+"""Repositories with the tiny params, in which the real `dvc` runs."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from tests import tiny
+
+DVC = [sys.executable, "-m", "dvc"]
+ENVIRONMENT = os.environ | {
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "OMP_NUM_THREADS": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
+}  # fmt: skip
+
+
+def call(*command: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess:
+    result = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert not check or result.returncode == 0, result.stdout[-5000:]
+    return result
+
+
+def make_clone(folder: Path, architecture: str = "qwen3", benchmarks: tuple[str, ...] = ("arc_challenge", "gsm8k")) -> Path:
+    """The committed files, as they stand in the working tree, as a repository of their own with the tiny params."""
+    folder.mkdir(parents=True)
+    files = call("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=tiny.ROOT).stdout.split("\0")
+    outs = ("metrics/", "plots/", "provenance/", "report/", "dvc.lock")
+    for name in filter(None, files):
+        if not name.startswith(outs) and (tiny.ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((tiny.ROOT / name).read_bytes())
+    tiny.make_world(folder, architecture)
+    content = YAML(typ="safe", pure=True).load((folder / "params.yaml").read_text())
+    content["evaluate"]["benchmarks"] = list(benchmarks)
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(content, file)
+    set_up(folder)
+    call("git", "init", "-q", cwd=folder)
+    call("git", "add", "-A", cwd=folder)
+    call("git", "commit", "-qm", "tiny", cwd=folder)
+    return folder
+
+
+def set_up(folder: Path) -> None:
+    """As `make setup` leaves it, without a virtual environment of its own."""
+    (folder / ".dvc" / "site").mkdir(mode=0o700, exist_ok=True)
+    (folder / ".dvc" / "config.local").write_text(f"[core]\n    site_cache_dir = {folder}/.dvc/site\n")
+
+
+def with_params(folder: Path, **values) -> None:
+    """Set values at dotted keys, whose dots are written as two underscores."""
+    content = YAML(typ="safe", pure=True).load((folder / "params.yaml").read_text())
+    for key, value in values.items():
+        *path, last = key.split("__")
+        section = content
+        for part in path:
+            section = section[part]
+        section[last] = value
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(content, file)
+
+
+def own_copy(finished: Path, folder: Path) -> Path:
+    """A clone of a finished run, checked out, with a cache of its own."""
+    call("git", "clone", "-q", str(finished), str(folder), cwd=finished)
+    set_up(folder)
+    shutil.copytree(finished / ".dvc" / "cache", folder / ".dvc" / "cache")
+    call(*DVC, "checkout", cwd=folder)
+    shutil.copytree(finished / "tiny", folder / "tiny", dirs_exist_ok=True)
+    return folder
+
+
+def of_experiment(folder: Path, name: str, file: str) -> str:
+    """A file as an experiment has it in git."""
+    (ref,) = call("git", "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}", cwd=folder).stdout.split()
+    return call("git", "show", f"{ref}:{file}", cwd=folder).stdout

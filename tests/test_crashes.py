@@ -1,0 +1,124 @@
+"""SIGKILL to dvc or to a stage, and a full disk: nothing is left behind, and the next `dvc repro` ends in the right dvc.lock."""
+
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.clones import DVC, ENVIRONMENT, call, own_copy, set_up
+
+OUTS = ("data", "models", "evals")
+
+
+def without_results(finished: Path, folder: Path) -> Path:
+    """A clone of a finished run of which only what git has is there: nothing cached, nothing recorded."""
+    call("git", "clone", "-q", str(finished), str(folder), cwd=finished)
+    shutil.copytree(finished / "tiny", folder / "tiny", dirs_exist_ok=True)
+    set_up(folder)
+    forget(folder)
+    return folder
+
+
+def forget(folder: Path) -> None:
+    for name in (*OUTS, ".dvc/cache", ".dvc/tmp"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+
+
+def killed(folder: Path, after: float, stage: bool) -> int | None:
+    """Start `dvc repro` and kill it, or the stage that it runs, after so many seconds; the exit status if it ended before."""
+    process = subprocess.Popen(
+        [*DVC, "repro"], cwd=folder, env=ENVIRONMENT | {"REPROTUNE_CHECKPOINT_SECONDS": "0"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        return process.wait(after)
+    except subprocess.TimeoutExpired:
+        pass
+    children = psutil.Process(process.pid).children(recursive=True)
+    victims = [child for child in children if stage and "-m" in child.cmdline()]
+    if victims:
+        victims[0].kill()
+        assert process.wait(120) != 0, "dvc sees that its stage was killed"
+    else:
+        process.kill()
+        process.wait()
+    _, left = psutil.wait_procs(children, timeout=120)
+    assert not left, [one.cmdline() for one in left]
+    return None
+
+
+def check_nothing_is_left(folder: Path) -> None:
+    """That `git add -A` would take, beside what DVC's own outs in git are."""
+    untracked = [line[3:] for line in call("git", "status", "--porcelain", "--untracked-files=all", cwd=folder).stdout.splitlines() if line.startswith("??")]
+    assert not untracked
+    owned = [process.info for process in psutil.process_iter(["cwd", "cmdline"]) if process.info["cwd"] == str(folder)]
+    assert not owned
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.soak)])
+def test_kills_end_in_the_right_lock(kills, finished, tmp_path):
+    """At random moments of the whole run, which begins anew whenever it ends in between."""
+    folder, rng = without_results(finished, tmp_path / "clone"), random.Random(kills)
+    expected = (finished / "dvc.lock").read_text()
+    ended = count = 0
+    while count < kills:
+        status = killed(folder, rng.uniform(2, 20), rng.random() < 0.5)
+        check_nothing_is_left(folder)
+        if status is None:
+            count += 1
+            continue
+        assert status == 0 and (folder / "dvc.lock").read_text() == expected
+        ended += 1
+        forget(folder)
+    printed = call(*DVC, "repro", cwd=folder).stdout
+    assert (folder / "dvc.lock").read_text() == expected, printed[-3000:]
+    check_nothing_is_left(folder)
+    assert not list((folder / ".dvc" / "tmp" / "checkpoints").rglob("checkpoint-*"))
+    print(f"{count} kills, and {ended} runs that ended before theirs")
+
+
+def test_half_a_lock_is_said_and_git_has_the_last_one(finished, tmp_path):
+    """DVC writes dvc.lock in place, so a kill in that moment leaves half of it."""
+    folder = own_copy(finished, tmp_path / "clone")
+    content = (folder / "dvc.lock").read_text()
+    (folder / "dvc.lock").write_text(content[: len(content) // 2])
+    result = call(*DVC, "repro", cwd=folder, check=False)
+    assert result.returncode != 0 and "dvc.lock" in result.stdout and "Traceback" not in result.stdout, result.stdout
+    call("git", "checkout", "-q", "dvc.lock", cwd=folder)
+    assert "up to date" in call(*DVC, "repro", cwd=folder).stdout
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of which nearly nothing is free."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("stage", ["sft", "evaluate@sft-gsm8k"])
+def test_a_full_disk_ends_in_one_message_and_nothing_is_lost(stage, finished, small_disk):
+    folder = own_copy(finished, small_disk / "clone")
+    lock = (folder / "dvc.lock").read_text()
+    # as if it had never run
+    shutil.rmtree(folder / ".dvc" / "cache" / "runs")
+    filler = small_disk / "filler"
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+    filler.write_bytes(bytes(free - 2**14))
+    result = call(*DVC, "repro", "--force", "--single-item", stage, cwd=folder, check=False)
+    assert result.returncode != 0 and "Traceback" not in result.stdout, result.stdout[-3000:]
+    assert "the disk is full" in result.stdout or "No space left on device" in result.stdout, result.stdout[-3000:]
+    filler.unlink()
+    if "dvc.lock" in result.stdout:
+        call("git", "checkout", "-q", "dvc.lock", cwd=folder)
+    call(*DVC, "repro", "--force", "--no-run-cache", "--single-item", stage, cwd=folder)
+    assert (folder / "dvc.lock").read_text() == lock
+    check_nothing_is_left(folder)
