@@ -2,12 +2,12 @@
 
     python -m stages.fsck [--remote NAME] [--remove]
 
-An object is named by the md5 of its content. DVC takes a write-protected one in the cache to be whole, and hands a damaged one out as it is. On a remote it takes what is there
-to be whole, what a killed push left too, and of a folder whose list is there it takes every file to be there. Here every object is read, with `--remote` those of the remote as well.
+An object is named by the md5 of its content. DVC takes a write-protected one in the cache to be whole, and hands a damaged one out as it is. On a remote it takes what is there to be
+whole, and of a folder whose list is there it takes every file to be there. Here every object is read, with `--remote` those of the remote as well.
 
 Nothing is changed, but for `--remove`, which removes objects at fault where they lie, so that DVC sees that they are missing: `dvc fetch` brings those of the cache back from the
-remote, `dvc push` those of the remote from the cache, and `dvc repro` makes them anew. Ends with exit code 1 if something is wrong. What another process is pushing looks
-half-written until it has ended.
+remote, `dvc push` those of the remote from the cache, and `dvc repro` makes them anew. It also removes the parts of objects that killed transfers left, which DVC never reads; do not
+remove while another process pushes there or pulls. Ends with exit code 1 if something is wrong.
 """
 
 import argparse
@@ -15,12 +15,14 @@ import hashlib
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dvc.config import ConfigError
+from dvc.fs import RemoteMissingDepsError
 from dvc.output import Output
 from dvc.repo import Repo
 from dvc_data.hashfile.db import HashFileDB
@@ -44,6 +46,8 @@ class Contents:
     whole: set[str] = field(default_factory=set)
     faults: dict[str, str] = field(default_factory=dict)
     """By name, what is wrong with an object."""
+    leftovers: list[str] = field(default_factory=list)
+    """Names of what killed transfers left."""
     listings: dict[str, dict[str, str]] = field(default_factory=dict)
     """Of each folder whose list is whole, by path in it the object of each file."""
 
@@ -61,7 +65,7 @@ class Contents:
             absent = [path for path, file in files.items() if file not in self.whole]
             if absent:
                 self.whole.remove(oid)
-                self.faults[oid] = f"list of a folder of which {len(absent):,} files are not there whole ({absent[0]}), so that `dvc push` takes them to be there"
+                self.faults[oid] = f"list of a folder that is not whole, {len(absent):,} of its {len(files):,} files missing or damaged ({absent[0]}), which `dvc push` skips while the list is there"
 
 
 def contents(label: str, odb: HashFileDB) -> Contents:
@@ -77,7 +81,7 @@ def contents(label: str, odb: HashFileDB) -> Contents:
     except Exception as error:
         raise InputError(f"{label}: {odb.fs.unstrip_protocol(odb.path)} cannot be listed ({first_line(error)}); check the network, its URL and your credentials") from error
     oids = [name for name in names if OBJECT.fullmatch(name)]
-    found.faults |= dict.fromkeys(set(names) - set(oids), "part of an object, which a killed transfer left")
+    found.leftovers = [name for name in names if not OBJECT.fullmatch(name)]
     with tqdm(desc=f"{label}: reading {len(oids):,} objects", unit="B", unit_scale=True) as bar, ThreadPoolExecutor(THREADS) as pool:
         for oid, (md5, listing) in zip(oids, pool.map(lambda oid: read(odb, oid, bar), oids), strict=True):
             found.add(oid, md5, listing)
@@ -113,21 +117,24 @@ def owners(outs: list[Output], listings: Mapping[str, Mapping[str, str]]) -> dic
 def of(paths: list[str]) -> str:
     """Whose object it is, in brackets."""
     if not paths:
-        return " (not of this dvc.lock)"
-    return f" ({paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''})"
+        return "(not of this dvc.lock)"
+    return f"({', '.join(paths[:3])}{f' and {len(paths) - 3} more' if len(paths) > 3 else ''})"
 
 
 def report(found: Contents, needed: Mapping[str, list[str]], remove: bool) -> int:
     """Prints what is wrong in the cache or on a remote, and removes it if asked to; how much it is."""
     heal = "`dvc fetch` brings it from the remote, `dvc repro` makes it anew" if found.label == CACHE else "`dvc push` brings it from the cache"
     for oid, fault in sorted(found.faults.items()):
-        if remove:
-            found.odb.delete(oid)
-        print(f"{found.label}: {found.odb.oid_to_path(oid)}{of(needed.get(oid, []))}: {fault}" + (f"; removed, {heal}" if remove else "; `--remove` removes it"))
+        print(f"{found.label}: {found.odb.oid_to_path(oid)} {of(needed.get(oid, []))}: {fault}; {f'removed, {heal}' if remove else '`--remove` removes it'}")
     missing = [oid for oid in needed if oid not in found.whole and oid not in found.faults]
     for oid in missing:
-        print(f"{found.label}: {found.odb.oid_to_path(oid)}{of(needed[oid])}: missing; {heal}")
-    print(f"{found.label}: {len(found.whole):,} objects are whole, {len(found.faults):,} at fault, {len(missing):,} missing of {len(needed):,} that dvc.lock needs")
+        print(f"{found.label}: {found.odb.oid_to_path(oid)} {of(needed[oid])}: missing; {heal}")
+    print(f"{found.label}: {len(found.whole):,} objects whole, {len(found.faults):,} at fault, {len(missing):,} missing of {len(needed):,} that dvc.lock needs")
+    if found.leftovers:
+        print(f"{found.label}: {len(found.leftovers):,} parts of objects that killed transfers left, which DVC never reads; {'removed' if remove else '`--remove` removes them'}")
+    if remove:
+        for name in [*found.faults, *found.leftovers]:
+            found.odb.delete(name)
     return len(found.faults) + len(missing)
 
 
@@ -147,7 +154,7 @@ def workspace(outs: list[Output], listings: Mapping[str, Mapping[str, str]]) -> 
             if provenance.of_folder(files) != expected:
                 listing = listings.get(expected, {})
                 unlike = sorted(name for name in files.keys() | listing.keys() if files.get(name) != listing.get(name))
-                yield f"{out.def_path}: {len(unlike):,} of its files are not as dvc.lock says ({', '.join(unlike[:3])}{', ...' if len(unlike) > 3 else ''}); {back}"
+                yield f"{out.def_path}: {len(unlike):,} of its files {'is' if len(unlike) == 1 else 'are'} not as dvc.lock says ({', '.join(unlike[:3])}{', ...' if len(unlike) > 3 else ''}); {back}"
 
 
 def run(remote: str | None, remove: bool) -> bool:
@@ -156,7 +163,8 @@ def run(remote: str | None, remove: bool) -> bool:
     Raises:
         InputError: there is no such remote, or it cannot be reached.
     """
-    with Repo() as repo:
+    # DVC's own databases are not needed, and on a full disk they could not be opened
+    with tempfile.TemporaryDirectory() as folder, Repo(config={"core": {"site_cache_dir": folder}}) as repo:
         outs = [out for stage in repo.index.stages for out in stage.outs]
         places = [contents(CACHE, repo.cache.local)]
         if remote is not None:
@@ -173,7 +181,7 @@ def run(remote: str | None, remove: bool) -> bool:
             if not config["verify"]:
                 wrong += 1
                 print(f"remote {name}: what is pulled from it is not checked; `dvc remote modify {name} verify true` has it checked")
-    print("nothing is wrong" if wrong == 0 else f"{wrong:,} faults")
+    print("nothing is wrong" if wrong == 0 else f"{wrong:,} {'fault' if wrong == 1 else 'faults'}")
     return wrong == 0
 
 
@@ -181,7 +189,9 @@ def remote_objects(repo: Repo, name: str) -> HashFileDB:
     try:
         return repo.cloud.get_remote_odb(name, "fsck")
     except ConfigError as error:
-        raise InputError(f"--remote: found {name!r}, expected one of {sorted(repo.config['remote'])} ({error})") from error
+        raise InputError(f"--remote: found {name!r}, expected one of {', '.join(sorted(repo.config['remote']))} ({error})") from error
+    except RemoteMissingDepsError as error:
+        raise InputError(f"remote {name}: {error.url} needs another package; `pip install dvc-{error.protocol}`") from error
 
 
 def main() -> None:

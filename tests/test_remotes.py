@@ -1,8 +1,8 @@
-"""DVC remotes as a team uses them: a local folder, S3 (rclone's server) and SSH (OpenSSH), both on loopback, with what goes wrong on them."""
+"""DVC remotes as a team uses them: a local folder, S3 (rclone's server) and SSH (OpenSSH), both on loopback, and what goes wrong on them."""
 
 import getpass
-import hashlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -11,44 +11,47 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from stages import die_with_parent
+from stages.fsck import OBJECT
 from stages.provenance import md5
 from tests import tiny
 from tests.clones import DVC, ENVIRONMENT, call, own_copy
 
 SSHD = Path("/usr/sbin/sshd")
-FSCK = [sys.executable, "-m", "stages.fsck"]
-KINDS = ("local", "s3", "ssh")
+UP_TO_DATE = "Data and pipelines are up to date."
 
 
-@dataclass
+@dataclass(frozen=True)
 class Storage:
     """Where a remote keeps its objects, and how it is reached."""
 
+    kind: str
     folder: Path
     """As the server sees it."""
     url: str
     settings: dict[str, str] = field(default_factory=dict)
     """What goes to .dvc/config.local beside the URL."""
     refused: dict[str, str] = field(default_factory=dict)
-    """Settings with credentials that the server does not accept."""
+    """Credentials that the server does not accept."""
     closed: dict[str, str] = field(default_factory=dict)
-    """Settings with a port where nobody listens."""
-    pid: int | None = None
+    """A port where nobody listens."""
+
+    def within(self, name: str) -> "Storage":
+        return replace(self, folder=self.folder / name, url=f"{self.url}/{name}")
 
     def objects(self) -> dict[str, Path]:
-        """By name, the object's file."""
+        """The file of each object by the object's name, and what half-written ones lie there under names of their own."""
         folder = self.folder / "files" / "md5"
         return {file.parent.name + file.name: file for file in folder.rglob("*") if file.is_file()}
 
     def used_by(self, clone: Path, **settings: str) -> Path:
-        """A clone whose remote this is."""
+        """Make it the clone's remote, by settings that do not reach git."""
         for key, value in {"url": self.url, **self.settings, **settings}.items():
             call(*DVC, "remote", "modify", "--local", "shared", key, value, cwd=clone)
         return clone
@@ -79,48 +82,259 @@ def end(process: subprocess.Popen) -> None:
 
 
 @pytest.fixture(scope="module")
+def local(tmp_path_factory) -> Storage:
+    folder = tmp_path_factory.mktemp("local")
+    return Storage("local", folder, str(folder))
+
+
+@pytest.fixture(scope="module")
 def s3(tmp_path_factory) -> Iterator[Storage]:
     root, port, secret = tmp_path_factory.mktemp("s3"), free_port(), secrets.token_hex(8)
     (root / "bucket").mkdir()
-    rclone = Path(sys.executable).with_name("rclone")
-    # tests change files behind its back
-    options = ["--dir-cache-time", "0s", "--config", str(root / "none.conf"), "--auth-key", f"team,{secret}", "--addr", f"127.0.0.1:{port}"]
-    process = serve([str(rclone), "serve", "s3", *options, str(root)], port, root.with_suffix(".log"))
-    endpoint = f"http://127.0.0.1:{port}"
-    yield Storage(
-        root / "bucket",
-        "s3://bucket",
-        {"endpointurl": endpoint, "access_key_id": "team", "secret_access_key": secret, "region": "us-east-1"},
-        {"secret_access_key": "wrong"},
-        {"endpointurl": f"http://127.0.0.1:{free_port()}"},
-        process.pid,
-    )
+    # tests change files behind its back; at 0 it does little else than to forget
+    options = ["--dir-cache-time", "100ms", "--config", str(root / "none.conf"), "--auth-key", f"team,{secret}", "--addr", f"127.0.0.1:{port}"]
+    process = serve([str(Path(sys.executable).with_name("rclone")), "serve", "s3", *options, str(root)], port, root.with_suffix(".log"))
+    settings = {"endpointurl": f"http://127.0.0.1:{port}", "access_key_id": "team", "secret_access_key": secret, "region": "us-east-1"}
+    yield Storage("s3", root / "bucket", "s3://bucket", settings, {"secret_access_key": "wrong"}, {"endpointurl": f"http://127.0.0.1:{free_port()}"})
     end(process)
 
 
 @pytest.fixture(scope="module")
 def ssh(tmp_path_factory) -> Iterator[Storage]:
     if not SSHD.exists():
-        pytest.skip(f"{SSHD} is not there: install openssh-server")
+        pytest.skip(f"{SSHD} is not there; Debian's openssh-server has it")
     root, port = tmp_path_factory.mktemp("ssh"), free_port()
     for name in ("host", "authorized", "other"):
         call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(root / name), cwd=root)
     if os.getuid() == 0:
-        # where sshd drops its privileges
+        # where sshd gives up its privileges
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     lines = ["ListenAddress 127.0.0.1", f"Port {port}", f"HostKey {root}/host", "PidFile none", f"AuthorizedKeysFile {root}/authorized.pub"]
     lines += ["StrictModes no", "UsePAM no", "PasswordAuthentication no", "KbdInteractiveAuthentication no", "PermitRootLogin yes", "Subsystem sftp internal-sftp"]
     (root / "sshd_config").write_text("\n".join(lines) + "\n")
     process = serve([str(SSHD), "-D", "-e", "-f", str(root / "sshd_config")], port, root.with_suffix(".log"))
-    (root / "storage").mkdir()
     settings = {"user": getpass.getuser(), "port": str(port), "keyfile": str(root / "authorized")}
-    yield Storage(root / "storage", f"ssh://127.0.0.1{root}/storage", settings, {"keyfile": str(root / "other")}, {"port": str(free_port())}, process.pid)
+    yield Storage("ssh", root / "storage", f"ssh://127.0.0.1{root}/storage", settings, {"keyfile": str(root / "other")}, {"port": str(free_port())})
     end(process)
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def storage(request, tmp_path_factory) -> Storage:
-    if request.param == "local":
-        folder = tmp_path_factory.mktemp("local")
-        return Storage(folder, str(folder))
+@pytest.fixture(scope="module", params=["local", "s3", "ssh"])
+def storage(request) -> Storage:
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def pushed(storage, finished, tmp_path_factory) -> tuple[Path, Storage]:
+    """A finished run, pushed."""
+    run = storage.within("run")
+    clone = run.used_by(own_copy(finished, tmp_path_factory.mktemp(storage.kind) / "first"))
+    assert "files pushed" in call(*DVC, "push", cwd=clone).stdout
+    return clone, run
+
+
+def tried(clone: Path, *command: str) -> subprocess.CompletedProcess:
+    """A command that may fail, but neither wait forever nor show a person a traceback."""
+    result = subprocess.run(command, cwd=clone, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+    assert "Traceback" not in result.stdout, result.stdout
+    return result
+
+
+def dvc(clone: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return tried(clone, *DVC, *arguments)
+
+
+def fsck(clone: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return tried(clone, sys.executable, "-m", "stages.fsck", *arguments)
+
+
+def second_clone(clone: Path, folder: Path) -> Path:
+    call("git", "clone", "-q", str(clone), str(folder), cwd=clone)
+    return folder
+
+
+def make_small(folder: Path, size: int) -> Path:
+    """A repository with a folder of two random files in its cache."""
+    shutil.copytree(tiny.ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / ".dvc").mkdir()
+    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
+        (folder / name).write_bytes((tiny.ROOT / name).read_bytes())
+    (folder / "data").mkdir()
+    for name in ("one", "two"):
+        (folder / "data" / name).write_bytes(os.urandom(size))
+    call("git", "init", "-q", cwd=folder)
+    call(*DVC, "add", "-q", "data", cwd=folder)
+    call("git", "add", "-A", cwd=folder)
+    call("git", "commit", "-qm", "data", cwd=folder)
+    return folder
+
+
+def damage(file: Path, content: bytes) -> None:
+    """As a disk does it, which leaves the mode as it was."""
+    mode = file.stat().st_mode
+    file.chmod(0o644)
+    file.write_bytes(content)
+    file.chmod(mode)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_second_clone_pulls_and_is_up_to_date(pushed, tmp_path):
+    clone, storage = pushed
+    other = storage.used_by(second_clone(clone, tmp_path / "second"))
+    assert not (other / "models").exists()
+    assert dvc(other, "pull").returncode == 0
+    assert UP_TO_DATE in dvc(other, "repro").stdout
+    assert "nothing is wrong" in fsck(other, "--remote", "shared").stdout
+    # neither the URL nor a secret is in a file that git sees
+    for folder in (clone, other):
+        assert call("git", "status", "--porcelain", cwd=folder).stdout == ""
+    assert dvc(clone, "push").stdout.strip() == "Everything is up to date."
+
+
+def test_what_is_damaged_on_a_remote_is_noticed_named_and_healed(pushed, tmp_path):
+    """A byte flipped in one object and another cut short; a pull of them fails and leaves nothing damaged behind."""
+    clone, storage = pushed
+    flipped, cut = md5(clone / "models" / "base" / "model.safetensors"), md5(clone / "evals" / "dpo" / "gsm8k.parquet")
+    objects = storage.objects()
+    content = objects[flipped].read_bytes()
+    damage(objects[flipped], content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    damage(objects[cut], objects[cut].read_bytes()[:-1])
+    time.sleep(0.2)
+
+    other = storage.used_by(second_clone(clone, tmp_path / "second"))
+    result = dvc(other, "pull")
+    assert result.returncode != 0 and "Checkout failed for following targets:" in result.stdout
+    assert {"models/base", "evals/dpo/gsm8k.parquet"} <= set(result.stdout.split())
+    assert not (other / "models" / "base").exists() and not (other / "evals" / "dpo" / "gsm8k.parquet").exists()
+    printed = fsck(other, "--remote", "shared")
+    assert printed.returncode == 1 and re.search(r"(?m)^cache: \d+ objects whole, 0 at fault, 2 missing", printed.stdout), printed.stdout
+    lines = [line for line in printed.stdout.splitlines() if line.startswith("remote shared: ") and "): damaged, the md5 of its content is " in line]
+    assert len(lines) == 2 and any("(models/base/model.safetensors)" in line for line in lines) and any("evals/dpo/gsm8k.parquet" in line for line in lines), lines
+
+    assert "; removed, `dvc push` brings it from the cache" in fsck(clone, "--remote", "shared", "--remove").stdout
+    assert "files pushed" in dvc(clone, "push").stdout
+    assert storage.objects()[flipped].read_bytes() == content
+    assert dvc(other, "pull").returncode == 0
+    assert UP_TO_DATE in dvc(other, "repro").stdout
+    assert "nothing is wrong" in fsck(other, "--remote", "shared").stdout
+
+
+def test_a_push_killed_midway_loses_nothing(storage, tmp_path):
+    """What is half-written has a name of its own, which the next push leaves aside."""
+    storage = storage.within("killed")
+    clone = storage.used_by(make_small(tmp_path / "first", 64 * 2**20))
+    process = subprocess.Popen([*DVC, "push"], cwd=clone, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and max((file.stat().st_size for file in storage.objects().values()), default=0) < 2**20:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    left = storage.objects()
+    assert any(not OBJECT.fullmatch(name) for name in left) and all(md5(file) == name for name, file in left.items() if OBJECT.fullmatch(name)), left
+
+    assert "files pushed" in dvc(clone, "push").stdout
+    other = storage.used_by(second_clone(clone, tmp_path / "second"))
+    assert dvc(other, "pull").returncode == 0
+    assert files_of(other / "data") == files_of(clone / "data")
+    assert fsck(other, "--remote", "shared").returncode == 0
+    assert fsck(other, "--remote", "shared", "--remove").returncode == 0
+    # rclone shows nobody the parts that it has not put together, and removes them itself
+    assert storage.kind == "s3" or len(storage.objects()) == 3
+
+
+@pytest.mark.parametrize("what", ["refused", "closed"])
+@pytest.mark.parametrize("kind", ["s3", "ssh"])
+def test_a_remote_that_cannot_be_used_is_said_so(kind, what, request, tmp_path):
+    """Wrong credentials, and a host where nobody listens: a clear message, nothing written, and the same command succeeds later."""
+    storage = request.getfixturevalue(kind).within(what)
+    expected = {
+        ("s3", "refused"): "An error occurred (403) when calling the HeadObject operation: Forbidden",
+        ("s3", "closed"): 'Could not connect to the endpoint URL: "http://127.0.0.1:',
+        ("ssh", "refused"): f"Permission denied for user {getpass.getuser()} on host 127.0.0.1",
+        ("ssh", "closed"): "Connect call failed ('127.0.0.1', ",
+    }[kind, what]
+    clone = make_small(tmp_path / "first", 1000)
+    wrong = getattr(storage, what)
+    result = dvc(storage.used_by(clone, **wrong), "push")
+    assert result.returncode != 0 and expected in result.stdout, result.stdout
+    assert not storage.objects()
+    result = fsck(clone, "--remote", "shared")
+    assert result.returncode == 1 and "error: remote shared: " in result.stdout and " cannot be listed (" in result.stdout, result.stdout
+    assert dvc(storage.used_by(clone), "push").returncode == 0
+
+    other = second_clone(clone, tmp_path / "second")
+    result = dvc(storage.used_by(other, **wrong), "pull")
+    assert result.returncode != 0 and f"failed to connect to {kind}" in result.stdout and expected in result.stdout, result.stdout
+    assert not (other / "data").exists() and not files_of(other / ".dvc" / "cache")
+    assert dvc(storage.used_by(other), "pull").returncode == 0
+    assert files_of(other / "data") == files_of(clone / "data")
+
+
+def test_a_folder_that_is_not_there_is_said_so(local, tmp_path):
+    """As of a disk that is not mounted."""
+    storage = local.within("unmounted")
+    clone = storage.used_by(make_small(tmp_path / "first", 1000))
+    result = dvc(storage.used_by(second_clone(clone, tmp_path / "second")), "pull")
+    assert result.returncode != 0, result.stdout
+    print(result.stdout)
+
+
+def test_a_full_disk_leaves_nothing_that_is_taken_to_be_whole(storage, tmp_path):
+    """And the same pull succeeds once there is room."""
+    storage, disk = storage.within("full"), tmp_path / "disk"
+    clone = storage.used_by(make_small(tmp_path / "first", 6 * 2**20))
+    call(*DVC, "push", cwd=clone)
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        other = storage.used_by(second_clone(clone, disk / "second"))
+        result = dvc(other, "pull")
+        assert result.returncode != 0 and "[Errno 28] No space left on device" in result.stdout, result.stdout
+        assert not (other / "data").exists()
+        # what is not write-protected in its cache, DVC reads before it uses it
+        for file in (other / ".dvc" / "cache" / "files" / "md5").rglob("*"):
+            assert file.is_dir() or file.stat().st_mode & 0o222 or md5(file) == file.parent.name + file.name
+        assert fsck(other, "--remove").returncode == 1
+        assert not [name for name in files_of(other / ".dvc" / "cache") if name.endswith(".tmp")]
+        call("mount", "-o", "remount,size=64m", str(disk), cwd=tmp_path)
+        assert dvc(other, "pull").returncode == 0
+        assert files_of(other / "data") == files_of(clone / "data")
+        assert "nothing is wrong" in fsck(other).stdout
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_it_is_verify_that_notices(local, tmp_path):
+    """Without it, damage is pulled and called clean; fsck says which remote lacks it, and finds what was pulled."""
+    storage = local.within("unverified")
+    clone = storage.used_by(make_small(tmp_path / "first", 1000))
+    call(*DVC, "push", cwd=clone)
+    damage(storage.objects()[md5(clone / "data" / "one")], bytes(1000))
+    other = storage.used_by(second_clone(clone, tmp_path / "second"), verify="false")
+    assert dvc(other, "pull").returncode == 0 and UP_TO_DATE in dvc(other, "status").stdout
+    assert (other / "data" / "one").read_bytes() == bytes(1000)
+    result = fsck(other)
+    assert result.returncode == 1 and "(data/one): damaged, " in result.stdout
+    assert "workspace: data: 1 of its files is not as dvc.lock says (one)" in result.stdout
+    assert "remote shared: what is pulled from it is not checked; `dvc remote modify shared verify true` has it checked" in result.stdout
+
+
+def test_a_damaged_list_of_a_folder_is_noticed(local, tmp_path):
+    """DVC follows it when it pulls, with `verify` too, where it still reads as a list; status and fsck see what came of it."""
+    storage = local.within("list")
+    clone = storage.used_by(make_small(tmp_path / "first", 1000))
+    call(*DVC, "push", cwd=clone)
+    (listing,) = (file for name, file in storage.objects().items() if name.endswith(".dir"))
+    damage(listing, listing.read_bytes().replace(b'"one"', b'"onf"'))
+    other = storage.used_by(second_clone(clone, tmp_path / "second"))
+    dvc(other, "pull")
+    assert "not in cache" in dvc(other, "status").stdout
+    result = fsck(other, "--remote", "shared")
+    assert result.returncode == 1 and "(data): damaged, " in result.stdout and "workspace: data: " in result.stdout
+    fsck(clone, "--remote", "shared", "--remove")
+    assert dvc(clone, "push").returncode == 0 and dvc(other, "pull").returncode == 0
+    assert files_of(other / "data") == files_of(clone / "data") and "nothing is wrong" in fsck(other, "--remote", "shared").stdout
