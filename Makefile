@@ -23,7 +23,9 @@ soak: setup
 
 setup: $(VENV)/.installed
 	@install -d -m 700 .dvc/site
-	@printf '[core]\n    site_cache_dir = %s\n[plots]\n    html_template = %s\n' '$(CURDIR)/.dvc/site' '$(CURDIR)/$(VENV)/plots.html' > .dvc/config.local
+	@# beside what a user has set there, such as the URL and secrets of a remote
+	@grep -qs 'site_cache_dir = $(CURDIR)/.dvc/site$$' .dvc/config.local || dvc config --local core.site_cache_dir '$(CURDIR)/.dvc/site'
+	@grep -qs 'html_template = $(CURDIR)/$(VENV)/plots.html$$' .dvc/config.local || dvc config --local plots.html_template '$(CURDIR)/$(VENV)/plots.html'
 
 $(VENV)/.installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: found Python %d.%d, expected 3.11 or newer; set PYTHON=/path/to/python3.11" % sys.version_info[:2])'

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dvc.config import ConfigError
-from dvc.fs import RemoteMissingDepsError
 from dvc.output import Output
 from dvc.repo import Repo
 from dvc_data.hashfile.db import HashFileDB
@@ -138,11 +137,12 @@ def report(found: Contents, needed: Mapping[str, list[str]], remove: bool) -> in
     return len(found.faults) + len(missing)
 
 
-def workspace(outs: list[Output], listings: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """What is not as dvc.lock has it."""
+def workspace(outs: list[Output], listings: dict[str, dict[str, str]]) -> Iterator[str]:
+    """What is not as dvc.lock has it. The lists of folders that are join the others: they tell what their objects are, where those in the cache are damaged."""
     for out in tqdm(outs, desc="workspace", unit="out"):
         path, expected = Path(out.fs_path), out.hash_info.value if out.hash_info else None
-        back = f"`{'dvc' if out.use_cache else 'git'} checkout {out.def_path}` brings it back"
+        tool = f"{'dvc' if out.use_cache else 'git'} checkout"
+        back = f"`{tool}{' --force' if out.use_cache and path.exists() else ''} {out.def_path}` brings it back"
         if expected is None:
             yield f"{out.def_path}: not in dvc.lock; `dvc repro {out.stage.addressing}` makes it"
         elif not path.exists():
@@ -151,7 +151,9 @@ def workspace(outs: list[Output], listings: Mapping[str, Mapping[str, str]]) -> 
             yield f"{out.def_path}: its md5 is {md5}, dvc.lock says {expected}; {back}"
         elif path.is_dir():
             files = {file.relative_to(path).as_posix(): provenance.md5(file) for file in path.rglob("*") if file.is_file()}
-            if provenance.of_folder(files) != expected:
+            if provenance.of_folder(files) == expected:
+                listings[expected] = files
+            else:
                 listing = listings.get(expected, {})
                 unlike = sorted(name for name in files.keys() | listing.keys() if files.get(name) != listing.get(name))
                 yield f"{out.def_path}: {len(unlike):,} of its files {'is' if len(unlike) == 1 else 'are'} not as dvc.lock says ({', '.join(unlike[:3])}{', ...' if len(unlike) > 3 else ''}); {back}"
@@ -171,14 +173,15 @@ def run(remote: str | None, remove: bool) -> bool:
             places.append(contents(f"remote {remote}", remote_objects(repo, remote)))
             places[-1].blame_incomplete_folders()
         listings = {oid: files for found in places for oid, files in found.listings.items()}
-        needed = owners(outs, listings)
         unlike = list(workspace(outs, listings))
+        needed = owners(outs, listings)
         wrong = sum(report(found, needed, remove) for found in places) + len(unlike)
         for line in unlike:
             print(f"workspace: {line}")
         print(f"workspace: {len(unlike):,} of {len(outs):,} outs are not as dvc.lock has them")
         for name, config in repo.config["remote"].items():
-            if not config["verify"]:
+            # remotes that name another one have no default
+            if not config.get("verify"):
                 wrong += 1
                 print(f"remote {name}: what is pulled from it is not checked; `dvc remote modify {name} verify true` has it checked")
     print("nothing is wrong" if wrong == 0 else f"{wrong:,} {'fault' if wrong == 1 else 'faults'}")
@@ -190,8 +193,8 @@ def remote_objects(repo: Repo, name: str) -> HashFileDB:
         return repo.cloud.get_remote_odb(name, "fsck")
     except ConfigError as error:
         raise InputError(f"--remote: found {name!r}, expected one of {', '.join(sorted(repo.config['remote']))} ({error})") from error
-    except RemoteMissingDepsError as error:
-        raise InputError(f"remote {name}: {error.url} needs another package; `pip install dvc-{error.protocol}`") from error
+    except ImportError as error:
+        raise InputError(f"remote {name}: {error}") from error
 
 
 def main() -> None:
