@@ -23,8 +23,10 @@ def dvc(folder: Path, *arguments: str) -> tuple[float, list[str]]:
     """Seconds, and the stages that ran."""
     begin = time.monotonic()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    printed = subprocess.run(["dvc", *arguments], cwd=folder, env=os.environ | {"PATH": path}, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout
-    return time.monotonic() - begin, re.findall(r"^Running stage '(\S+)':", printed, re.MULTILINE)
+    result = subprocess.run(["dvc", *arguments], cwd=folder, env=os.environ | {"PATH": path}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if result.returncode:
+        sys.exit(f"dvc {' '.join(arguments)} failed:\n{result.stdout[-3000:]}")
+    return time.monotonic() - begin, re.findall(r"^Running stage '(\S+)':", result.stdout, re.MULTILINE)
 
 
 def main() -> None:

@@ -9,9 +9,12 @@ import gc
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 
+STARTED = time.time()
+"""Before any other module of a stage is read."""
 # read before a stage imports what is slow: its parent may be gone by then
 STARTED_BY = {os.getpid(): os.getppid()}
 
@@ -78,7 +81,7 @@ def die_with_parent(signal_number: int) -> None:
 def disk_full(error: BaseException | None) -> bool:
     """Each library says it in an exception of its own, at times behind another, but with the system's words."""
     while error is not None:
-        if any(words in str(error) for words in ("No space left on device", "Not enough disk space", "Disk quota exceeded", "File too large")):
+        if any(words in str(error) for words in ("No space left on device", "Not enough disk space", "Disk quota exceeded", "File too large", "database or disk is full")):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,7 @@ def kept(folder: Path, settings: Mapping[str, Any], inputs: list[Path]) -> Itera
         for old in runs[:-KEPT]:
             shutil.rmtree(old)
         yield run
-        provenance.check()
-        shutil.rmtree(run)
+        provenance.when_done(partial(shutil.rmtree, run))
 
 
 def fingerprint(settings: Mapping[str, Any], inputs: list[Path]) -> str:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dvc.config import ConfigError
+from dvc.exceptions import DvcException
 from dvc.output import Output
 from dvc.repo import Repo
 from dvc_data.hashfile.db import HashFileDB
@@ -32,6 +33,7 @@ from stages import InputError, command, first_line, provenance
 CACHE = "cache"
 OBJECT = re.compile(r"[0-9a-f]{32}(\.dir)?")
 BLOCK = 2**22
+UNREADABLE = "cannot be read"
 THREADS = 8
 """Objects that are read at once."""
 
@@ -45,12 +47,17 @@ class Contents:
     whole: set[str] = field(default_factory=set)
     faults: dict[str, str] = field(default_factory=dict)
     """By name, what is wrong with an object."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """By name, why an object cannot be read."""
     leftovers: list[str] = field(default_factory=list)
     """Names of what killed transfers left."""
     listings: dict[str, dict[str, str]] = field(default_factory=dict)
     """Of each folder whose list is whole, by path in it the object of each file."""
 
     def add(self, oid: str, md5: str, listing: bytes | None) -> None:
+        if md5.startswith(UNREADABLE):
+            self.unreadable[oid] = md5
+            return
         if md5 != oid.removesuffix(".dir"):
             self.faults[oid] = f"damaged, the md5 of its content is {md5}"
             return
@@ -71,7 +78,7 @@ def contents(label: str, odb: HashFileDB) -> Contents:
     """Reads every object.
 
     Raises:
-        InputError: they cannot be listed, or one cannot be read.
+        InputError: they cannot be listed.
     """
     found = Contents(label, odb)
     try:
@@ -88,7 +95,7 @@ def contents(label: str, odb: HashFileDB) -> Contents:
 
 
 def read(odb: HashFileDB, oid: str, bar: tqdm) -> tuple[str, bytes | None]:
-    """An object from its first byte to its last: the md5 of its content, and the content of a folder's list."""
+    """An object from its first byte to its last: the md5 of its content, or why it cannot be read, and the content of a folder's list."""
     md5, listing, path = hashlib.md5(usedforsecurity=False), bytearray(), odb.oid_to_path(oid)
     try:
         with odb.fs.open(path, "rb") as file:
@@ -97,8 +104,9 @@ def read(odb: HashFileDB, oid: str, bar: tqdm) -> tuple[str, bytes | None]:
                 bar.update(len(block))
                 if oid.endswith(".dir"):
                     listing += block
+    # each kind of remote has errors of its own; what cannot be read is a fault like others, but is not removed
     except Exception as error:
-        raise InputError(f"{path} cannot be read ({first_line(error)})") from error
+        return f"{UNREADABLE} ({first_line(error)})", None
     return md5.hexdigest(), bytes(listing) if oid.endswith(".dir") else None
 
 
@@ -123,18 +131,21 @@ def of(paths: list[str]) -> str:
 def report(found: Contents, needed: Mapping[str, list[str]], remove: bool) -> int:
     """Prints what is wrong in the cache or on a remote, and removes it if asked to; how much it is."""
     heal = "`dvc fetch` brings it from the remote, `dvc repro` makes it anew" if found.label == CACHE else "`dvc push` brings it from the cache"
+    for oid, fault in sorted(found.unreadable.items()):
+        print(f"{found.label}: {found.odb.oid_to_path(oid)} {of(needed.get(oid, []))}: {fault}")
     for oid, fault in sorted(found.faults.items()):
+        if remove:
+            found.odb.delete(oid)
         print(f"{found.label}: {found.odb.oid_to_path(oid)} {of(needed.get(oid, []))}: {fault}; {f'removed, {heal}' if remove else '`--remove` removes it'}")
-    missing = [oid for oid in needed if oid not in found.whole and oid not in found.faults]
+    missing = [oid for oid in needed if oid not in found.whole | found.faults.keys() | found.unreadable.keys()]
     for oid in missing:
         print(f"{found.label}: {found.odb.oid_to_path(oid)} {of(needed[oid])}: missing; {heal}")
     print(f"{found.label}: {len(found.whole):,} objects whole, {len(found.faults):,} at fault, {len(missing):,} missing of {len(needed):,} that dvc.lock needs")
     if found.leftovers:
-        print(f"{found.label}: {len(found.leftovers):,} parts of objects that killed transfers left, which DVC never reads; {'removed' if remove else '`--remove` removes them'}")
-    if remove:
-        for name in [*found.faults, *found.leftovers]:
+        for name in found.leftovers if remove else ():
             found.odb.delete(name)
-    return len(found.faults) + len(missing)
+        print(f"{found.label}: {len(found.leftovers):,} parts of objects that killed transfers left, which DVC never reads; {'removed' if remove else '`--remove` removes them'}")
+    return len(found.faults) + len(found.unreadable) + len(missing)
 
 
 def workspace(outs: list[Output], listings: dict[str, dict[str, str]]) -> Iterator[str]:
@@ -167,7 +178,7 @@ def run(remote: str | None, remove: bool) -> bool:
     """
     # DVC's own databases are not needed, and on a full disk they could not be opened
     with tempfile.TemporaryDirectory() as folder, Repo(config={"core": {"site_cache_dir": folder}}) as repo:
-        outs = [out for stage in repo.index.stages for out in stage.outs]
+        outs = recorded(repo)
         places = [contents(CACHE, repo.cache.local)]
         if remote is not None:
             places.append(contents(f"remote {remote}", remote_objects(repo, remote)))
@@ -186,6 +197,14 @@ def run(remote: str | None, remove: bool) -> bool:
                 print(f"remote {name}: what is pulled from it is not checked; `dvc remote modify {name} verify true` has it checked")
     print("nothing is wrong" if wrong == 0 else f"{wrong:,} {'fault' if wrong == 1 else 'faults'}")
     return wrong == 0
+
+
+def recorded(repo: Repo) -> list[Output]:
+    """All outs, with what dvc.lock says of them."""
+    try:
+        return [out for stage in repo.index.stages for out in stage.outs]
+    except DvcException as error:
+        raise InputError(f"dvc.yaml or dvc.lock cannot be read ({first_line(error)}); `git checkout dvc.lock` brings the last one back, and `dvc repro` what was finished since, from the run cache") from error
 
 
 def remote_objects(repo: Repo, name: str) -> HashFileDB:

@@ -14,10 +14,11 @@ from typing import Any
 
 import networkx
 from dvc.dependency import ParamsDependency
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import Stage
 
-from stages import InputError, command, params, provenance
+from stages import InputError, command, first_line, params, provenance
 
 CHECK = "check_params"
 """Reads every parameter, and makes the same whatever it reads, so that nothing behind it reruns for that."""
@@ -162,7 +163,10 @@ def main() -> None:
     changed = parser.parse_args().changed
     settings = params.load()
     with Repo() as repo:
-        pipeline = Pipeline(repo)
+        try:
+            pipeline = Pipeline(repo)
+        except DvcException as error:
+            raise InputError(f"dvc.yaml or dvc.lock cannot be read ({first_line(error)}); `git checkout dvc.lock` brings the last one back") from error
     if not changed:
         print(f"{HEADER}\n{table(rows(pipeline, settings))}", end="")
     for what in changed:

@@ -13,10 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from stages import InputError, end_with_parent
-
-LAUNCHED = "REPROTUNE_LAUNCHED"
-"""Set in the processes that the launcher starts, so that they do the work."""
-
+from stages.provenance import LAUNCHED
 
 PATIENCE = 900
 """Seconds that processes which are asked to end have for the step under way and a checkpoint."""

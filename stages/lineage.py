@@ -162,6 +162,8 @@ def made_with(record: dict[str, Any] | None) -> str:
     if record is None:
         return f"no record in {provenance.RECORDS}/ is of these bytes: they came from the run cache, or from another clone"
     changed = f" (with changes in {', '.join(record['changed_since'])})" if record["changed_since"] else ""
+    if record["commit"] is None:
+        return f"at no commit, with {', '.join(f'{name} {version}' for name, version in record['versions'].items())}"
     return f"at commit {record['commit']}{changed}, with {', '.join(f'{name} {version}' for name, version in record['versions'].items())}"
 
 

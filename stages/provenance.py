@@ -1,7 +1,7 @@
 """What a stage was made with, where DVC does not look: its code and params while it runs, the versions of libraries, the commit.
 
 DVC takes the hashes of a stage's deps and params after its command, so what was edited meanwhile would stand in dvc.lock beside results that it did not make. A stage
-that DVC runs therefore hashes them as it starts, and fails if they are others before it ends. What it made is then tied to commit and versions
+that DVC runs therefore hashes them as it starts, and fails if they are others before it ends; what it could go on from is given up last. What it made is then tied to commit and versions
 by a record, `provenance/<stage>.json`: its outs have there the md5 that dvc.lock gives them. A record is no out, for another commit changes it.
 """
 
@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
@@ -19,8 +19,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from stages import InputError
+from stages import STARTED, InputError
 from stages.records import write_json
 
 PIPELINE, PARAMS, LIBRARIES, RECORDS = Path("dvc.yaml"), Path("params.yaml"), Path("libraries.yaml"), Path("provenance")
@@ -39,13 +40,19 @@ class Declared:
 
 
 def declared(name: str) -> Declared:
-    """Of a stage by DVC's name for it, such as `evaluate@dpo-gsm8k`."""
-    content = load(PARAMS)
+    """Of a stage by DVC's name for it, such as `evaluate@dpo-gsm8k`.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    content, stages = load(PARAMS) or {}, (load(PIPELINE) or {"stages": {}})["stages"]
     stage, _, cell = name.partition("@")
-    entry = load(PIPELINE)["stages"][stage]
-    (items,) = (items for items in cells(entry.get("matrix", {}), content) if "-".join(items.values()) == cell)
-    values = content | {"item": items}
-    code = [path for path in map(Path, filled(entry["deps"], values)) if path.parts[0] not in MADE]
+    entry = stages.get(stage)
+    found = [items for items in cells(entry.get("matrix", {}), content) if "-".join(map(str, items.values())) == cell] if entry else []
+    if not found:
+        raise InputError(f"{PIPELINE}: found no stage {name}, which DVC runs: it, or the values of its matrix, changed since; `dvc repro` runs what is there now")
+    values = content | {"item": found[0]}
+    code = [path for path in map(Path, filled(entry.get("deps", []), values)) if path.parts[0] not in MADE]
     keys: list[tuple[Path, str | None]] = []
     for one in entry.get("params", []):
         for file, names in one.items() if isinstance(one, dict) else [(str(PARAMS), [one])]:
@@ -54,7 +61,7 @@ def declared(name: str) -> Declared:
     return Declared(code, keys, [Path(path) for path in filled(outs, values)])
 
 
-def cells(matrix: Mapping[str, Any], content: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+def cells(matrix: Mapping[str, Any], content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The values of each combination; one without any where there is no matrix."""
     lists = {key: value_of(content, values[2:-1]) if isinstance(values, str) else values for key, values in matrix.items()}
     for combination in product(*lists.values()):
@@ -73,7 +80,11 @@ def value_of(content: Any, key: str | None) -> Any:
 
 
 def load(file: Path) -> Any:
-    return YAML(typ="safe", pure=True).load(file)
+    """None of a file that cannot be read, as of one that is being saved."""
+    try:
+        return YAML(typ="safe", pure=True).load(file)
+    except (YAMLError, ValueError, OSError):
+        return None
 
 
 class Run:
@@ -81,7 +92,11 @@ class Run:
 
     def __init__(self, name: str) -> None:
         self.name, self.declared = name, declared(name)
+        late = [str(path) for path in self.declared.code if path.exists() and path.stat().st_mtime > STARTED]
+        if late:
+            raise InputError(f"{', '.join(late)}: changed while {name} was loading it; `dvc repro` starts it again")
         self.begun = self.state()
+        self.then: list[Callable[[], None]] = []
         check_versions({key: value for key, value in self.begun.items() if key.startswith(f"{LIBRARIES}:")})
 
     def state(self) -> dict[str, Any]:
@@ -112,8 +127,8 @@ class Run:
             RECORDS / f"{self.name}.json",
             {
                 "stage": self.name,
-                "commit": git("rev-parse", "HEAD") or "none",
-                "changed_since": git("status", "--porcelain", "--no-renames", "--", *code, str(PARAMS), str(PIPELINE), str(LIBRARIES)).split()[1::2],
+                "commit": git("rev-parse", "HEAD"),
+                "changed_since": changed_since([*code, str(PARAMS), str(PIPELINE), str(LIBRARIES)]),
                 "code": {name: self.begun[name] for name in code},
                 "params": {name: value for name, value in self.begun.items() if name not in code},
                 "versions": {"python": platform.python_version(), **{name: version(name) for name in load(LIBRARIES)}},
@@ -124,23 +139,34 @@ class Run:
 
 current: Run | None = None
 """The stage that this process runs, if DVC started it."""
+LAUNCHED, BEGUN = "REPROTUNE_LAUNCHED", "REPROTUNE_BEGUN"
+"""In the environment of processes that a launcher started, and what it was with code and params when that began."""
 
 
 def begin() -> None:
     """Called as a stage starts. One that a person started is not DVC's to record.
 
     Raises:
-        InputError: an installed library has another version than libraries.yaml.
+        InputError: code changed since it was loaded, or an installed library has another version than libraries.yaml.
     """
     global current
-    if "DVC_STAGE" in os.environ:
-        current = Run(os.environ["DVC_STAGE"])
+    if "DVC_STAGE" not in os.environ:
+        return
+    # behind dvc.yaml's path, where dvc was called in another folder
+    current = Run(os.environ["DVC_STAGE"].rpartition(":")[2])
+    state = hashlib.sha256(json.dumps(current.begun, sort_keys=True).encode()).hexdigest()
+    if LAUNCHED in os.environ and os.environ.get(BEGUN, state) != state:
+        raise InputError(f"code or params of {current.name} changed while its processes were started; `dvc repro` starts it again")
+    os.environ[BEGUN] = state
 
 
-def check() -> None:
-    """Before a stage gives up what it could go on from."""
-    if current is not None:
+def when_done(action: Callable[[], None]) -> None:
+    """Once nothing more can fail: what removes that which a stage could go on from."""
+    if current is None:
+        action()
+    else:
         current.check()
+        current.then.append(action)
 
 
 def end() -> None:
@@ -148,8 +174,10 @@ def end() -> None:
     if current is not None:
         current.check()
         # of several processes, the one that launched the others records
-        if "REPROTUNE_LAUNCHED" not in os.environ:
+        if LAUNCHED not in os.environ:
             current.record()
+        for action in current.then:
+            action()
 
 
 def check_versions(expected: Mapping[str, str]) -> None:
@@ -178,8 +206,19 @@ def of_folder(files: Mapping[str, str]) -> str:
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
-def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True).stdout.strip()
+def git(*arguments: str) -> str | None:
+    """What it prints; None where there is no git, or no repository."""
+    try:
+        result = subprocess.run(["git", "--no-optional-locks", *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return result.stdout.rstrip("\n") if result.returncode == 0 else None
+
+
+def changed_since(files: list[str]) -> list[str] | None:
+    """Which of these are not as the commit has them."""
+    printed = git("status", "--porcelain", "-z", "--no-renames", "--", *files)
+    return None if printed is None else [entry[3:] for entry in printed.split("\0") if entry]
 
 
 def record_of(path: str, found: str, stage: str) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from pathlib import Path
 
 import hypothesis
@@ -41,6 +42,8 @@ def finished(tmp_path_factory) -> Path:
     with (root / "finished.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root / "finished.done").exists():
+            # what a failed try left
+            shutil.rmtree(folder, ignore_errors=True)
             make_clone(folder)
             call(*DVC, "repro", cwd=folder)
             call("git", "add", "-A", cwd=folder)

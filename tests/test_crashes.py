@@ -38,15 +38,28 @@ def killed(folder: Path, after: float, stage: bool) -> tuple[int, str] | None:
     except subprocess.TimeoutExpired:
         pass
     children = psutil.Process(process.pid).children(recursive=True)
-    victims = [child for child in children if stage and "-m" in child.cmdline()]
-    if victims:
-        victims[0].kill()
-        assert process.wait(120) != 0, "dvc sees that its stage was killed"
+    if stage and (victim := running(children)):
+        victim.kill()
+        try:
+            assert process.wait(120) != 0, "dvc sees that its stage was killed"
+        except subprocess.TimeoutExpired:
+            # it was done in that moment, and dvc went on
+            process.kill()
+            process.wait()
     else:
         process.kill()
         process.wait()
     _, left = psutil.wait_procs(children, timeout=120)
     assert not left, [one.cmdline() for one in left]
+    return None
+
+
+def running(children: list[psutil.Process]) -> psutil.Process | None:
+    """The stage among what dvc has started."""
+    for child in children:
+        with suppress(psutil.Error):
+            if "-m" in child.cmdline():
+                return child
     return None
 
 

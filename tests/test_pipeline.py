@@ -152,7 +152,7 @@ def test_a_stage_is_found_as_dvc_declares_it(monkeypatch):
     monkeypatch.chdir(ROOT)
     with Repo(str(ROOT)) as repo:
         stages = repo.index.stages
-    assert len(stages) == 33
+    assert len(stages) >= len(STAGES)
     for stage in stages:
         found = provenance.declared(stage.addressing)
         assert {str(path) for path in found.outs} == {out.def_path for out in stage.outs}

@@ -1,13 +1,15 @@
 """What dvc.lock and the records say of a stage is what made its outs."""
 
 import json
+import os
 import re
 import subprocess
+import time
 
 import pytest
 from ruamel.yaml import YAML
 
-from stages import InputError, provenance
+from stages import STARTED, InputError, provenance
 from stages.records import read_json
 from tests.clones import DVC, ENVIRONMENT, call, of_experiment, own_copy, with_params
 
@@ -32,7 +34,7 @@ def test_every_out_has_a_record_of_its_bytes(clone, monkeypatch):
         assert set(record["versions"]) == {"python", *LIBRARIES}
     assert provenance.record_of("models/dpo", "another", "dpo") is None
     record = read_json(clone / "provenance" / "dpo.json")
-    assert record["params"]["params.yaml:dpo"]["beta"] == 0.1 and record["params"]["libraries.yaml:trl"] == "1.16.0"
+    assert record["params"]["params.yaml:dpo"]["beta"] == 0.1 and record["params"]["libraries.yaml:trl"] == record["versions"]["trl"]
 
 
 @pytest.mark.parametrize("what", ["code", "params"])
@@ -59,6 +61,7 @@ def test_what_is_edited_while_a_stage_runs_is_not_recorded(what, clone, tmp_path
 
 def test_what_a_stage_does_not_read_may_be_edited_while_it_runs(clone, tmp_path, monkeypatch):
     monkeypatch.chdir(own_copy(clone, tmp_path / "clone"))
+    monkeypatch.setattr(provenance, "STARTED", time.time())
     run = provenance.Run("report")
     with_params(tmp_path / "clone", dpo__beta=0.1, evaluate__batch_tokens=1)
     (tmp_path / "clone" / "stages" / "scoring.py").write_text("# nothing\n")
@@ -71,11 +74,12 @@ def test_what_a_stage_does_not_read_may_be_edited_while_it_runs(clone, tmp_path,
 def test_another_version_than_the_params_say_is_refused(clone, tmp_path):
     folder = own_copy(clone, tmp_path / "clone")
     file = folder / "libraries.yaml"
-    file.write_text(file.read_text().replace("lm_eval: 0.4.13", "lm_eval: 0.4.12"))
+    installed = provenance.load(file)["lm_eval"]
+    file.write_text(file.read_text().replace(f"lm_eval: {installed}", "lm_eval: 0.0.1"))
     stale = re.findall(r"^(\S+):$", call(*DVC, "status", cwd=folder).stdout, re.MULTILINE)
     assert {name.split("@")[0] for name in stale} == {"evaluate", "report"} and len(stale) == 7
     result = call(*DVC, "repro", "evaluate@base-gsm8k", cwd=folder, check=False)
-    assert "error: libraries.yaml: lm_eval: found '0.4.12', installed is 0.4.13; `make setup` installs" in result.stdout, result.stdout
+    assert f"error: libraries.yaml: lm_eval: found '0.0.1', installed is {installed}; `make setup` installs" in result.stdout, result.stdout
 
 
 def test_an_experiment_leaves_records_of_its_own(clone, tmp_path):
@@ -86,3 +90,28 @@ def test_an_experiment_leaves_records_of_its_own(clone, tmp_path):
     assert call("git", "status", "--porcelain", cwd=folder).stdout == ""
     record = json.loads(of_experiment(folder, "other", "provenance/report.json"))
     assert record["params"]["params.yaml:report"]["title"] == "another"
+
+
+def test_dvc_may_be_called_in_another_folder(clone, tmp_path):
+    """Where it calls a stage by the path of dvc.yaml, too."""
+    folder = own_copy(clone, tmp_path / "clone")
+    assert "Running stage '../dvc.yaml:report'" in call(*DVC, "repro", "--force", "--single-item", "../dvc.yaml:report", cwd=folder / "docs").stdout
+    assert read_json(folder / "provenance" / "report.json")["stage"] == "report"
+
+
+def test_a_stage_that_is_no_longer_there_is_named(clone, monkeypatch):
+    monkeypatch.chdir(clone)
+    for name in ("nonsense", "evaluate@dpo-nonsense"):
+        with pytest.raises(InputError, match=f"dvc.yaml: found no stage {name}, which DVC runs"):
+            provenance.declared(name)
+
+
+def test_code_that_changed_while_it_was_loaded_is_refused(clone, tmp_path, monkeypatch):
+    folder = own_copy(clone, tmp_path / "clone")
+    monkeypatch.chdir(folder)
+    os.utime(folder / "stages" / "statistics.py", (STARTED + 1, STARTED + 1))
+    for file in [*(folder / "stages").iterdir(), folder / "libraries.yaml"]:
+        if file.name != "statistics.py" and file.is_file():
+            os.utime(file, (0, 0))
+    with pytest.raises(InputError, match=r"stages/statistics\.py: changed while compare was loading it"):
+        provenance.Run("compare")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -230,7 +231,11 @@ def test_a_push_killed_midway_loses_nothing(storage, tmp_path):
     storage = storage.within("killed")
     clone = storage.used_by(make_small(tmp_path / "first", one=120 * 2**20))
     process = subprocess.Popen([*DVC, "push"], cwd=clone, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and max((file.stat().st_size for file in storage.objects().values()), default=0) < 2**20:
+    largest = 0
+    while process.poll() is None and largest < 2**20:
+        # one that is renamed meanwhile
+        with suppress(FileNotFoundError):
+            largest = max((file.stat().st_size for file in storage.objects().values()), default=0)
         time.sleep(0.001)
     process.kill()
     process.wait(timeout=20)

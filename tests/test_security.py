@@ -137,21 +137,19 @@ def test_of_an_archive_regular_files_alone_are_taken(tmp_path):
 
 
 def test_dvc_keeps_its_state_where_others_cannot_write(finished, tmp_path):
-    """Its machine-wide folder, which holds pickles, is open to everyone by default."""
+    """Its machine-wide folder, which holds pickles, is open to everyone by default; `make setup` sees to it, and leaves what a user has set."""
     folder = own_copy(finished, tmp_path / "clone")
-    call("make", "--quiet", "setup", f"VENV={folder}/.venv", f"--assume-old={folder}/.venv/.installed", "--assume-old=requirements.lock", cwd=with_installed(folder))
-    call(*DVC, "status", cwd=folder)
-    with Repo(str(folder)) as repo:
-        site = Path(repo.site_cache_dir)
-    assert site.is_relative_to(folder / ".dvc" / "site") and (folder / ".dvc" / "site").stat().st_uid == os.getuid()
-    assert stat.S_IMODE((folder / ".dvc" / "site").stat().st_mode) == 0o700
-
-
-def with_installed(folder: Path) -> Path:
-    """A clone on which `make setup` has nothing to install."""
+    shutil.rmtree(folder / ".dvc" / "site")
+    (folder / ".dvc" / "config.local").write_text("['remote \"shared\"']\n    url = /some/where\n")
     (folder / ".venv").mkdir()
     (folder / ".venv" / ".installed").touch()
-    return folder
+    for _ in range(2):
+        call("make", "--quiet", "setup", "--assume-old=requirements.lock", cwd=folder)
+        with Repo(str(folder)) as repo:
+            assert Path(repo.site_cache_dir).is_relative_to(folder / ".dvc" / "site")
+            assert repo.config["remote"]["shared"]["url"] == "/some/where"
+            assert repo.config["plots"]["html_template"] == f"{folder}/.venv/plots.html"
+    assert stat.S_IMODE((folder / ".dvc" / "site").stat().st_mode) == 0o700 and (folder / ".dvc" / "site").stat().st_uid == os.getuid()
 
 
 def test_secrets_of_the_environment_are_written_nowhere(finished, tmp_path):
