@@ -33,9 +33,12 @@ from stages import InputError, command, first_line, provenance
 CACHE = "cache"
 OBJECT = re.compile(r"[0-9a-f]{32}(\.dir)?")
 BLOCK = 2**22
-UNREADABLE = "cannot be read"
 THREADS = 8
 """Objects that are read at once."""
+
+
+Content = tuple[str, bytes | None] | Exception
+"""Of an object the md5 of its content, and the content itself if it is a folder's list; or why it cannot be read."""
 
 
 @dataclass
@@ -54,10 +57,11 @@ class Contents:
     listings: dict[str, dict[str, str]] = field(default_factory=dict)
     """Of each folder whose list is whole, by path in it the object of each file."""
 
-    def add(self, oid: str, md5: str, listing: bytes | None) -> None:
-        if md5.startswith(UNREADABLE):
-            self.unreadable[oid] = md5
+    def add(self, oid: str, content: Content) -> None:
+        if isinstance(content, Exception):
+            self.unreadable[oid] = first_line(content)
             return
+        md5, listing = content
         if md5 != oid.removesuffix(".dir"):
             self.faults[oid] = f"damaged, the md5 of its content is {md5}"
             return
@@ -89,13 +93,13 @@ def contents(label: str, odb: HashFileDB) -> Contents:
     oids = [name for name in names if OBJECT.fullmatch(name)]
     found.leftovers = [name for name in names if not OBJECT.fullmatch(name)]
     with tqdm(desc=f"{label}: reading {len(oids):,} objects", unit="B", unit_scale=True) as bar, ThreadPoolExecutor(THREADS) as pool:
-        for oid, (md5, listing) in zip(oids, pool.map(lambda oid: read(odb, oid, bar), oids), strict=True):
-            found.add(oid, md5, listing)
+        for oid, content in zip(oids, pool.map(lambda oid: read(odb, oid, bar), oids), strict=True):
+            found.add(oid, content)
     return found
 
 
-def read(odb: HashFileDB, oid: str, bar: tqdm) -> tuple[str, bytes | None]:
-    """An object from its first byte to its last: the md5 of its content, or why it cannot be read, and the content of a folder's list."""
+def read(odb: HashFileDB, oid: str, bar: tqdm) -> Content:
+    """An object, from its first byte to its last."""
     md5, listing, path = hashlib.md5(usedforsecurity=False), bytearray(), odb.oid_to_path(oid)
     try:
         with odb.fs.open(path, "rb") as file:
@@ -106,7 +110,7 @@ def read(odb: HashFileDB, oid: str, bar: tqdm) -> tuple[str, bytes | None]:
                     listing += block
     # each kind of remote has errors of its own; what cannot be read is a fault like others, but is not removed
     except Exception as error:
-        return f"{UNREADABLE} ({first_line(error)})", None
+        return error
     return md5.hexdigest(), bytes(listing) if oid.endswith(".dir") else None
 
 
@@ -132,7 +136,7 @@ def report(found: Contents, needed: Mapping[str, list[str]], remove: bool) -> in
     """Prints what is wrong in the cache or on a remote, and removes it if asked to; how much it is."""
     heal = "`dvc fetch` brings it from the remote, `dvc repro` makes it anew" if found.label == CACHE else "`dvc push` brings it from the cache"
     for oid, fault in sorted(found.unreadable.items()):
-        print(f"{found.label}: {found.odb.oid_to_path(oid)} {of(needed.get(oid, []))}: {fault}")
+        print(f"{found.label}: {found.odb.oid_to_path(oid)} {of(needed.get(oid, []))}: cannot be read ({fault})")
     for oid, fault in sorted(found.faults.items()):
         if remove:
             found.odb.delete(oid)

@@ -161,10 +161,9 @@ def drawn(path: str, found: dict[str, Made], seen: set[str], tree: Tree, read: s
 def made_with(record: dict[str, Any] | None) -> str:
     if record is None:
         return f"no record in {provenance.RECORDS}/ is of these bytes: they came from the run cache, or from another clone"
+    commit = f"commit {record['commit']}" if record["commit"] else "no commit"
     changed = f" (with changes in {', '.join(record['changed_since'])})" if record["changed_since"] else ""
-    if record["commit"] is None:
-        return f"at no commit, with {', '.join(f'{name} {version}' for name, version in record['versions'].items())}"
-    return f"at commit {record['commit']}{changed}, with {', '.join(f'{name} {version}' for name, version in record['versions'].items())}"
+    return f"at {commit}{changed}, with {', '.join(f'{name} {version}' for name, version in record['versions'].items())}"
 
 
 def state(path: str, found: dict[str, Made]) -> dict[str, str]:

@@ -4,8 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from ruamel.yaml import YAML
 
 from tests import tiny
@@ -79,3 +82,24 @@ def of_experiment(folder: Path, name: str, file: str) -> str:
     """A file as an experiment has it in git."""
     (ref,) = call("git", "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}", cwd=folder).stdout.split()
     return call("git", "show", f"{ref}:{file}", cwd=folder).stdout
+
+
+def damage(file: Path, content: bytes) -> None:
+    """As a disk does it, which leaves the mode as it was."""
+    mode = file.stat().st_mode
+    file.chmod(0o644)
+    file.write_bytes(content)
+    file.chmod(mode)
+
+
+@contextmanager
+def small_disk(folder: Path, mebibytes: int) -> Iterator[None]:
+    """A file system of its own at `folder`; the test is skipped where none can be mounted, which takes root."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.clones import DVC, ENVIRONMENT, call, own_copy, set_up
+from tests.clones import DVC, ENVIRONMENT, call, own_copy, set_up, small_disk
 
 OUTS = ("data", "models", "evals")
 
@@ -117,22 +117,16 @@ def test_half_a_lock_is_told_or_made_whole(end, finished, tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own, of which nearly nothing is free."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+def disk(tmp_path):
+    with small_disk(tmp_path / "disk", 64):
+        yield tmp_path / "disk"
 
 
 @pytest.mark.parametrize(("stage", "moment"), [("sft", "'loss'"), ("evaluate@sft-gsm8k", "> python")])
-def test_a_full_disk_ends_in_one_message_and_nothing_is_lost(stage, moment, finished, small_disk):
+def test_a_full_disk_ends_in_one_message_and_nothing_is_lost(stage, moment, finished, disk):
     """Full from this moment of the stage on."""
-    folder = own_copy(finished, small_disk / "clone")
-    lock, filler = (folder / "dvc.lock").read_text(), small_disk / "filler"
+    folder = own_copy(finished, disk / "clone")
+    lock, filler = (folder / "dvc.lock").read_text(), disk / "filler"
     command = [*DVC, "repro", "--force", "--no-run-cache", "--single-item", stage]
     environment = ENVIRONMENT | {"REPROTUNE_CHECKPOINT_SECONDS": "0"}
     process = subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -9,7 +9,7 @@ import pytest
 
 from stages import InputError, fsck
 from stages.provenance import md5
-from tests.clones import DVC, call, own_copy
+from tests.clones import DVC, call, damage, own_copy
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +50,6 @@ def check(clone, capsys) -> Callable[..., list[str]]:
 
 def object_of(store: Path, oid: str) -> Path:
     return store / "files" / "md5" / oid[:2] / oid[2:]
-
-
-def damage(file: Path, content: bytes) -> None:
-    """As a disk does it, which leaves the mode as it was."""
-    mode = file.stat().st_mode
-    file.chmod(0o644)
-    file.write_bytes(content)
-    file.chmod(mode)
 
 
 def state(*folders: Path) -> dict[Path, str]:
@@ -167,6 +159,24 @@ def test_an_object_at_fault_on_a_remote(what, clone, shared, check):
     assert state(clone, shared) == {other: found for other, found in before.items() if other not in (file, object_of(shared, listing))}
     assert call(*DVC, "push", cwd=clone).stdout.strip() == "2 files pushed"
     assert check()[-1] == "nothing is wrong"
+
+
+def test_what_cannot_be_read_is_named_and_left_alone(clone, check):
+    """And keeps nothing else from being checked."""
+    file = object_of(clone / ".dvc" / "cache", md5(clone / "evals" / "dpo" / "gsm8k.parquet"))
+    content = file.read_bytes()
+    file.unlink()
+    file.symlink_to("nowhere")
+    try:
+        lines = check(remote=None, remove=True)
+        assert file.is_symlink()
+    finally:
+        file.unlink()
+        file.write_bytes(content)
+        file.chmod(0o444)
+    (line,) = [line for line in lines if str(file) in line]
+    assert "evals/dpo/gsm8k.parquet): cannot be read (FileNotFoundError: " in line and lines[-1] == "1 fault"
+    assert any(line.startswith("workspace: 0 of ") for line in lines)
 
 
 def test_what_a_killed_transfer_left_is_no_fault(clone, shared, check):

@@ -22,7 +22,7 @@ from stages import die_with_parent
 from stages.fsck import OBJECT
 from stages.provenance import md5
 from tests import tiny
-from tests.clones import DVC, ENVIRONMENT, call, own_copy, set_up
+from tests.clones import DVC, ENVIRONMENT, call, damage, own_copy, set_up, small_disk
 
 SSHD = Path("/usr/sbin/sshd")
 UP_TO_DATE = "Data and pipelines are up to date."
@@ -177,14 +177,6 @@ def make_small(folder: Path, one: int = 1000, two: int = 1000) -> Path:
     return folder
 
 
-def damage(file: Path, content: bytes) -> None:
-    """As a disk does it, which leaves the mode as it was."""
-    mode = file.stat().st_mode
-    file.chmod(0o644)
-    file.write_bytes(content)
-    file.chmod(mode)
-
-
 def files_of(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
@@ -317,11 +309,7 @@ def test_a_full_disk_leaves_nothing_that_is_taken_to_be_whole(storage, tmp_path)
     storage, disk = storage.within("full"), tmp_path / "disk"
     clone = storage.used_by(make_small(tmp_path / "first", 6 * 2**20, 6 * 2**20))
     call(*DVC, "push", cwd=clone)
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    try:
+    with small_disk(disk, 8):
         other = storage.used_by(second_clone(clone, disk / "second"))
         result = dvc(other, "pull")
         assert result.returncode != 0 and "[Errno 28] No space left on device" in result.stdout, result.stdout
@@ -335,8 +323,6 @@ def test_a_full_disk_leaves_nothing_that_is_taken_to_be_whole(storage, tmp_path)
         assert dvc(other, "pull").returncode == 0
         assert files_of(other / "data") == files_of(clone / "data")
         assert "nothing is wrong" in fsck(other).stdout
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_it_is_verify_that_notices(local, tmp_path):
