@@ -55,9 +55,15 @@ def of_benchmark(name: str, models: dict[str, dict[int, Sample]], changes: list[
     by_change = {change["name"]: [row for row in rows if changed(row, change)] for change in changes}
     taken = sorted({row for found in by_change.values() for row in found[:MOST]})
     samples = [
-        {"row": row, "prompt": cut(tables[0][row]["prompt"], last=True), "gold": cut(tables[0][row]["gold"]), "answers": [answer(table[row]) for table in tables]} for row in taken
+        {"row": row, "prompt": cut(tables[0][row]["prompt"], last=True), "gold": cut(expected(tables[0][row])), "answers": [answer(table[row]) for table in tables]} for row in taken
     ]
     return {"name": name, "label": pretty(name), "counts": {change: len(found) for change, found in by_change.items()}, "samples": samples}
+
+
+def expected(sample: Sample) -> str:
+    """The right answer as it stands among the choices, where the task has its number alone."""
+    gold, choices = sample["gold"], [choice.strip() for choice in sample["choices"] or ()]
+    return choices[int(gold)] if choices and gold.isdecimal() and gold not in choices else gold
 
 
 def answer(sample: Sample) -> Sample:

@@ -62,7 +62,7 @@ def in_short(rows: Record) -> list[Part]:
     text += [f"{say('Benchmarks with a {word}: {names}.', word=word, names=listed(found))}" for word, found in by.items() if found]
     if not any(by.values()):
         text.append(say("On no benchmark is a gain or a drop shown."))
-    return [Heading(say("In short")), Text(" ".join(text))]
+    return [Heading(say("In short")), Text(say(" ").join(text))]
 
 
 def results(rows: Record, chance: Mapping[str, float]) -> list[Part]:
@@ -147,7 +147,7 @@ def what_got_worse(rows: Record, train: Record) -> list[Part]:
     text.append(say("Rows that the base model has right and SFT + DPO wrong: {turned}.", turned=listed(turned)) if turned else say("On no row is SFT + DPO wrong where the base model is right."))
     if unlearned:
         text.append(say("On held-out rows, without a test: {unlearned}.", unlearned="; ".join(unlearned)))
-    return [Heading(say("What got worse")), Text(" ".join(text))]
+    return [Heading(say("What got worse")), Text(say(" ").join(text))]
 
 
 def training(train: Record) -> list[Part]:
@@ -293,7 +293,7 @@ def limits(settings: params.Params, summary: Record, data: Record, merged: Recor
             )
         )
     found.append(say("The benchmarks test knowledge and reasoning in English; safety, honesty and other languages were not tested."))
-    return [Heading(say("Limits")), Text(" ".join(found))]
+    return [Heading(say("Limits")), Text(say(" ").join(found))]
 
 
 def reproduce() -> list[Part]:

@@ -8,7 +8,7 @@ from string import Formatter
 import pytest
 from ruamel.yaml import YAML
 
-from stages import InputError, compare, language, params, report
+from stages import InputError, compare, language, params, report, samples
 from stages.figures import comparisons, labels, pretty
 from stages.records import read_json, write_csv, write_json, write_parquet
 from stages.statistics import p_text, percents
@@ -198,6 +198,14 @@ def test_a_collapse_of_the_chosen_answers_is_a_warning(after, warned, metrics, s
     run(settings, metrics, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
     assert ("fell from -50.0 to -61.0 nats. That of the rejected ones fell from -60.0 to -90.0: both are unlearned." in text) is warned and ("**Warning**" in text) is warned
+
+
+@pytest.mark.parametrize(
+    ("gold", "choices", "expected"),
+    [("1", [" a", " b"], "b"), ("B", [" A", " B"], "B"), ("2", [" 1", " 2"], "2"), ("was bigger.", ["it was bigger.", "he was bigger."], "was bigger."), ("42", None, "42")],
+)
+def test_the_expected_answer_is_shown_as_the_choices_have_it(gold, choices, expected):
+    assert samples.expected({"gold": gold, "choices": choices}) == expected
 
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> \u202egnp.exe\u202c & <b>bold</b>"
