@@ -51,7 +51,7 @@ def answers(arguments: argparse.Namespace) -> dict:
 
     settings = params.load(ROOT / "params.yaml")
     model_settings = settings.model.model_copy(update={"quantization": arguments.quantization, "dtype": arguments.dtype})
-    modeling.start(settings.seed)
+    modeling.start(settings.seed, warn_only=True)
     tokenizer = load_tokenizer(ROOT / "models/base", ROOT / "templates/chatml.jinja")
     model = modeling.load_base(ROOT / "models/base", model_settings, unpacked=arguments.side == "ours")
     model.config.use_cache = True

@@ -83,7 +83,7 @@ def main() -> None:
     if arguments.max_new_tokens < 1 or not 0 <= arguments.temperature < 100:
         parser.error(f"found --max-new-tokens {arguments.max_new_tokens} and --temperature {arguments.temperature}, expected at least 1, and at least 0")
     settings = params.load()
-    modeling.start(settings.seed)
+    modeling.start(settings.seed, warn_only=True)
     model = load(arguments.model, settings, arguments.models)
     tokenizer = load_tokenizer(arguments.models / "base", arguments.templates / f"{settings.model.chat_template}.jinja")
     print(f"{arguments.models / arguments.model}: an empty line ends this, /new starts anew", file=sys.stderr)

@@ -47,20 +47,20 @@ class Machine:
 
 @dataclass(frozen=True)
 class Kind:
-    """Of GPUs, where none of it has been measured yet, and of CPUs, as `python -m perf.preflight` measured it on two cores."""
+    """Of GPUs, of which `operation` was measured on one H200, and of CPUs, as `python -m perf.preflight` measured it on two cores."""
 
     process: float
     """Bytes that a process holds before it has a model."""
     start: float
     """Seconds until a stage computes: libraries, and the model."""
     operation: float
-    """Seconds that starting a kernel takes at least."""
+    """Seconds that starting a kernel takes, with the Python around it."""
     held: float
     """Bytes that the allocator holds for each byte of activations that is alive."""
     utilization: float
 
 
-GPU = Kind(process=0.6 * GIB, start=30, operation=8e-6, held=1.0, utilization=0.4)
+GPU = Kind(process=0.6 * GIB, start=30, operation=4e-5, held=1.0, utilization=0.4)
 CPU = Kind(process=0.8 * GIB, start=10, operation=0, held=1.55, utilization=0.6)
 
 
@@ -196,7 +196,7 @@ def dpo_work(settings: params.Params, tokenized: Path | None, devices: int, shar
 
 
 def seconds(cost: Cost, shape: Shape, tokens: float, length: float, micro_batches: float, machine: Machine, kind: Kind) -> tuple[float, float, float]:
-    """FLOPs of `tokens`; seconds at the machine's utilization; seconds that starting the kernels of the micro-batches takes at least."""
+    """FLOPs of `tokens`; seconds at the machine's utilization; seconds that starting the kernels of the micro-batches takes."""
     share = tokens / (shape.rows * shape.length)
     flops = share * (cost.matrices + cost.attention * length * shape.texts / shape.length)
     return flops, flops / (machine.flops * machine.utilization * machine.devices), micro_batches * cost.operations * kind.operation
@@ -220,7 +220,7 @@ class Need:
     computing: float
     """Seconds."""
     starting: float
-    """Seconds that its kernels take to be started, at least."""
+    """Seconds that its kernels take to be started."""
 
     @property
     def memory(self) -> float:

@@ -50,7 +50,7 @@ SAMPLE = pa.schema(
 
 
 def run(settings: params.Params, name: str, paths: argparse.Namespace) -> None:
-    modeling.start(settings.seed)
+    modeling.start(settings.seed, warn_only=True)
     template = paths.templates / f"{settings.model.chat_template}.jinja"
     benchmark, inputs = settings.benchmarks[name], [paths.base, *([paths.adapter] if paths.adapter else []), paths.data, template]
     read = {"seed": settings.seed, "model": settings.model.model_dump(), "benchmark": benchmark.model_dump(), "lm_eval": version("lm_eval")}

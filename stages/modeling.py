@@ -37,14 +37,20 @@ LOGITS = 2**28
 """That scoring computes at once, at most; in float32 they take a GiB."""
 
 
-def start(seed: int) -> None:
-    """Same seed, same bytes: fix every generator, and make torch choose kernels that repeat."""
+def start(seed: int, warn_only: bool = False) -> None:
+    """Same seed, same bytes: fix every generator, and have torch take kernels that repeat, or raise where it has none.
+
+    With `warn_only` it goes on there, and attention's backward pass on a GPU is then none that repeats. cuDNN's attention is turned off: it prepares itself for each length anew.
+    """
     keep_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     set_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    # it would write into memory that is written anyway
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def keep_freed_memory() -> None:

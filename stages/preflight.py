@@ -131,13 +131,13 @@ def show(settings: params.Params, config: PreTrainedConfig, machine: Machine, to
     for need in found:
         parts = (need.weights, need.trained, need.activations, need.process, need.memory)
         print(f"{need.stage:12} {parts[0] / GIB:9.2f} {parts[1] / GIB:9.2f} {parts[2] / GIB:12.2f} {parts[3] / GIB:9.2f} {parts[4] / GIB:9.2f}" + ("" if need.memory <= machine.memory else "  DOES NOT FIT"))
-    print(f"\n{'time':12} {'steps':>9} {'tokens':>13} {'PFLOP':>12} {'hours':>9} {'at least':>9}   (at least: starting the kernels)")
+    print(f"\n{'time':12} {'steps':>9} {'tokens':>13} {'PFLOP':>12} {'hours':>9} {'kernels':>9}   (kernels: the hours that starting them takes)")
     for need in found:
         print(f"{need.stage:12} {need.steps or '':>9} {need.tokens:13,.0f} {need.flops / 1e15:12,.4g} {need.computing / 3600:9.3f} {need.starting / 3600:9.3f}")
     computing, likely = sum(need.computing for need in found), sum(max(need.computing, need.starting) for need in found)
     print(f"{'all':12} {'':9} {sum(need.tokens for need in found):13,.0f} {sum(need.flops for need in found) / 1e15:12,.4g} {computing / 3600:9.3f}")
     if likely > 1.05 * computing:
-        print(f"expected: {likely / 3600:.1f} hours, because small micro-batches cannot fill the devices; a larger micro_batch_size helps")
+        print(f"expected: {likely / 3600:.1f} hours, because kernels take longer to start than to compute; a larger micro_batch_size helps, and for evaluate a larger batch_tokens")
     if uncounted := [name for name in settings.evaluate.benchmarks if name not in BENCHMARKS]:
         print(f"evaluate is without {', '.join(uncounted)}, whose size is not known")
     print()

@@ -102,7 +102,7 @@ class Run:
     def state(self) -> dict[str, Any]:
         """Of each file of code its md5, and the value of each key of params."""
         found: dict[str, Any] = {str(path): md5(path) if path.exists() else None for path in self.declared.code}
-        contents = {file: load(file) for file, _ in self.declared.params}
+        contents = {file: load(file) for file in {file for file, _ in self.declared.params}}
         for file, key in self.declared.params:
             try:
                 found[f"{file}:{key or ''}"] = value_of(contents[file], key)

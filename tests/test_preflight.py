@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_named_with_what_to_change(capsys):
     for stage, advice in {
         "sft": r"with sft.micro_batch_size: 1 it takes [\d.]+ GiB",
         "reference": r"with reference.batch_size: 1 it takes [\d.]+ GiB",
-        "dpo": "reference.batch_size: 1 is not enough; lower tokenize.dpo.max_length, or take devices with more memory",
+        "dpo": "reference.batch_size: 1 and dpo.micro_batch_size: 1 is not enough; lower tokenize.dpo.max_length, or take devices with more memory",
         "evaluate": r"with evaluate.batch_texts: 1[\w :.]* it takes [\d.]+ GiB",
     }.items():
         assert re.search(rf"^{stage} does not fit: [\d.]+ GiB of 7.9; {advice}$", printed, re.MULTILINE), stage
@@ -126,7 +126,7 @@ def test_rows_of_other_params_are_not_taken(settings, tmp_path):
     ("arguments", "message"),
     [
         (["--gpu", "h100"], "expected a name and its memory, such as h100-80gb"),
-        (["--gpus", "3", "--gpu", "h100-80gb"], "sft.global_batch_size: found 128, expected a multiple of micro_batch_size × devices = 4 × 3"),
+        (["--gpus", "3", "--gpu", "h100-80gb"], "sft.global_batch_size: found 128, expected a multiple of micro_batch_size × devices = 16 × 3"),
         (["--gpus", "0"], "--gpus: found 0, expected at least 1"),
         (["--utilization", "40"], "--utilization: found 40.0, expected a share"),
         (["--models", "nowhere", "--gpu", "h100-80gb"], "`dvc repro fetch_model`, with these params as params.yaml, fetches it"),
@@ -173,6 +173,6 @@ def test_an_unknown_data_set_is_asked_for(settings):
 def test_published_sizes_stand_for_the_recipe():
     recipe = params.load(ROOT / "recipes" / "qwen3-4b.yaml")
     work = estimates.sft_work(recipe, None, 4, by_segment=True)
-    assert work.steps == 1207 and work.largest == Shape(1, 4 * 2048, int(0.65 * 4 * 2048), (Segment(4 * 2048 // 8, 0),) * 8, 8)
+    assert work.steps == 1207 and work.largest == Shape(1, 16 * 2048, int(0.65 * 16 * 2048), (Segment(16 * 2048 // 8, 0),) * 8, 8)
     with pytest.raises(InputError, match="held_out: found 512, expected fewer than the 100 rows"):
         estimates.sft_work(changed(recipe, {"data.sft.mix": {"alpaca": {"limit": 100, "weight": 1.0}}}), None, 4, by_segment=True)
