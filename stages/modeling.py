@@ -40,7 +40,8 @@ LOGITS = 2**28
 def start(seed: int, warn_only: bool = False) -> None:
     """Same seed, same bytes: fix every generator, and have torch take kernels that repeat, or raise where it has none.
 
-    With `warn_only` it goes on there, and attention's backward pass on a GPU is then none that repeats. cuDNN's attention is turned off: it prepares itself for each length anew.
+    Args:
+        warn_only: warn instead of raising. For stages that compute no gradients, of which attention's on a GPU would then not repeat: a benchmark may sample, for which torch has no such kernel.
     """
     keep_freed_memory()
     if torch.cuda.is_available():
@@ -50,7 +51,10 @@ def start(seed: int, warn_only: bool = False) -> None:
     # it would write into memory that is written anyway
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
+    # it would prepare itself for each length anew, for as long as all else in a step takes
     torch.backends.cuda.enable_cudnn_sdp(False)
+    # read by transformers, of the package flash-attn, which torch does not know of
+    os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
 
 
 def keep_freed_memory() -> None:

@@ -137,7 +137,7 @@ def show(settings: params.Params, config: PreTrainedConfig, machine: Machine, to
     computing, likely = sum(need.computing for need in found), sum(max(need.computing, need.starting) for need in found)
     print(f"{'all':12} {'':9} {sum(need.tokens for need in found):13,.0f} {sum(need.flops for need in found) / 1e15:12,.4g} {computing / 3600:9.3f}")
     if likely > 1.05 * computing:
-        print(f"expected: {likely / 3600:.1f} hours, because kernels take longer to start than to compute; a larger micro_batch_size helps, and for evaluate a larger batch_tokens")
+        print(f"expected: {likely / 3600:.1f} hours, in each stage the larger of both: kernels take longer to start than to compute; a larger micro_batch_size helps, and for evaluate a larger batch_texts")
     if uncounted := [name for name in settings.evaluate.benchmarks if name not in BENCHMARKS]:
         print(f"evaluate is without {', '.join(uncounted)}, whose size is not known")
     print()
