@@ -18,7 +18,7 @@ BY_SEGMENT = "sdpa_by_segment"
 """Name, among transformers' attentions, of the one below."""
 CLOSE = {torch.float32: 1e-3, torch.bfloat16: 1.0}
 """Largest difference of a logit, by the weights' type; a leak was seen to make 22."""
-PROBED, HALF = 64, 32
+PROBED, HALF = 16, 8
 """Tokens of each text that is computed both ways, and how many of them it has in common with another."""
 
 
