@@ -27,6 +27,8 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # without it cuBLAS may sum in another order from run to run
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# torch.use_deterministic_algorithms would set it as well, but loads the compiler for that
+os.environ["TORCHINDUCTOR_DETERMINISTIC"] = "1"
 
 
 class InputError(ValueError):

@@ -17,21 +17,25 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 import yaml
-from lm_eval import simple_evaluate
-from lm_eval.api.metrics import mean, mean_stderr
-from lm_eval.api.model import LM
-from lm_eval.tasks import TaskManager
-from transformers import PreTrainedTokenizerBase
 
-from stages import InputError, checkpoints, command, modeling, params, tasks
-from stages.records import digest, parquet_file, read_json, read_parquet, write_json, write_parquet
-from stages.scoring import Scorer
-from stages.templating import load_tokenizer
+from stages import InputError, command, lean
+
+with lean.imports():
+    import datasets
+    from lm_eval import simple_evaluate
+    from lm_eval.api.metrics import mean, mean_stderr
+    from lm_eval.api.model import LM
+    from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedTokenizerBase
+
+    from stages import checkpoints, modeling, params, tasks
+    from stages.records import digest, parquet_file, read_json, read_parquet, write_json, write_parquet
+    from stages.scoring import Scorer
+    from stages.templating import load_tokenizer
 
 SAMPLE = pa.schema(
     {
@@ -75,10 +79,11 @@ def run(settings: params.Params, name: str, paths: argparse.Namespace) -> None:
 
 def with_transformers(settings: params.Params, paths: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, run: Path) -> LM:
     unpacked = modeling.fits_unpacked(paths.base, settings.model)
-    if paths.adapter is None:
-        model = modeling.load_base(paths.base, settings.model, unpacked)
-    else:
-        model = modeling.load_policy(paths.base, paths.adapter, settings.model, unpacked=unpacked)
+    with lean.without_compiler():
+        if paths.adapter is None:
+            model = modeling.load_base(paths.base, settings.model, unpacked)
+        else:
+            model = modeling.load_policy(paths.base, paths.adapter, settings.model, unpacked=unpacked)
     return Scorer(model, tokenizer, settings.evaluate.batch_tokens, settings.evaluate.batch_texts, run)
 
 

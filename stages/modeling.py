@@ -47,7 +47,7 @@ def start(seed: int, warn_only: bool = False) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
     set_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    torch.set_deterministic_debug_mode("warn" if warn_only else "error")
     # it would write into memory that is written anyway
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
