@@ -61,7 +61,7 @@ class Kind:
 
 
 GPU = Kind(process=0.6 * GIB, start=30, operation=4e-5, held=1.0, utilization=0.4)
-CPU = Kind(process=0.8 * GIB, start=10, operation=0, held=1.55, utilization=0.6)
+CPU = Kind(process=0.65 * GIB, start=7.5, operation=0, held=1.55, utilization=0.6)
 
 
 @dataclass(frozen=True)
