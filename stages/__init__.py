@@ -60,8 +60,8 @@ def command(main: Callable[[], None]) -> None:
     except FileNotFoundError as error:
         sys.exit(f"error: {error.filename or error}: no such file; `dvc checkout` restores it, `dvc repro` makes it anew")
     except Exception as error:
-        if disk_full(error):
-            sys.exit(f"error: the disk is full, or a quota is used up ({error}); free space, then `dvc repro` (`dvc checkout` restores what was there)")
+        if full := disk_full(error):
+            sys.exit(f"error: the disk is full, or a quota is used up ({first_line(full)}); free space, then `dvc repro` (`dvc checkout` restores what was there)")
         if isinstance(error, OSError) and error.filename:
             sys.exit(f"error: {error.filename}: {error.strerror}; correct the path or its permissions, then `dvc repro`")
         raise
@@ -80,10 +80,12 @@ def die_with_parent(signal_number: int) -> None:
     ctypes.CDLL(None).prctl(1, signal_number)
 
 
-def disk_full(error: BaseException | None) -> bool:
-    """Each library says it in an exception of its own, at times behind another, but with the system's words."""
-    while error is not None:
-        if any(words in str(error) for words in ("No space left on device", "Not enough disk space", "Disk quota exceeded", "File too large", "database or disk is full")):
-            return True
+NO_SPACE = ("No space left on device", "Not enough disk space", "Disk quota exceeded", "File too large", "database or disk is full", "iostream error")
+"""The system's words, and those of C++, by which torch.save says that it could not write, never why."""
+
+
+def disk_full(error: BaseException | None) -> BaseException | None:
+    """The one that says it, of an error and those behind it: each library has an exception of its own."""
+    while error is not None and not any(words in str(error) for words in NO_SPACE):
         error = error.__cause__ or error.__context__
-    return False
+    return error

@@ -1,5 +1,6 @@
 """Records: same content, same bytes, and never a half-written file."""
 
+import os
 import subprocess
 import sys
 
@@ -73,12 +74,15 @@ def test_broken_files_are_named(tmp_path):
     [
         ("__import__('pathlib').Path('/dev/full').write_text('x' * 100_000)", "the disk is full"),
         ("__import__('pandas').DataFrame({'a': range(10**6)}).to_parquet('/dev/full')", "the disk is full"),
+        ("__import__('torch').save({}, '/dev/full')", "the disk is full"),
+        # in the middle of a file, which ends in another error
+        ("[__import__('resource').setrlimit(1, (2**14, 2**14)), __import__('torch').save(b'x' * 2**15, 'cut')]", "the disk is full"),
         ("open('models/none/config.json')", "models/none/config.json: no such file; `dvc checkout` restores it"),
     ],
 )
-def test_a_command_ends_in_one_message(main, expected):
+def test_a_command_ends_in_one_message(main, expected, tmp_path):
     """/dev/full is a real device on which every write fails for lack of space."""
     code = f"from stages import command\ncommand(lambda: {main})"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, capture_output=True)
     assert result.returncode == 1 and result.stderr.startswith("error: ") and expected in result.stderr
     assert "Traceback" not in result.stderr and result.stderr.count("\n") == 1
