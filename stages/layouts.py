@@ -14,33 +14,44 @@ from stages.attention import causal, check_plain
 
 BY_LAYOUT = "by_layout"
 """Name, among transformers' attentions, of the one below."""
-PADDING = 1.5
-"""How many times their own products of queries and keys a group of branches may take, padded to the longest."""
+CALL, CALL_ON_GPU = 2**13, 2**19
+"""What it costs to start one attention, in products of a query and a key: on two cores the best of several with SmolLM2-135M; for GPUs nobody has measured it."""
 
 
 @dataclass
-class Group:
-    """Branches of like size, padded to the longest."""
+class Branches:
+    """Sequences, one behind another in the row, whose tokens are computed in one attention."""
 
-    queries: torch.Tensor
-    """(branches, queries): places in the row, 0 where there is none."""
-    keys: torch.Tensor
-    """(branches, keys): places in the row, of the whole path."""
-    own: torch.Tensor
-    """(branches, 1, 1, 1): where on its path a branch's own tokens begin."""
-    length: torch.Tensor
-    """(branches, 1, 1, 1): tokens of the path."""
-    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+    row: slice
+    """Places of the tokens that are computed."""
+    keys: list[slice]
+    """Places of what they see: what the sequences begin with in common with ones before, and their own."""
+    positions: torch.Tensor
+    """(keys,) where each stands on its sequences."""
+    seen: torch.Tensor | None
+    """(queries, keys): what lies on the path to a token, itself included; None for one sequence that begins here, each token of which sees those before."""
+    masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> torch.Tensor:
-        """(branches, 1, queries, keys): what comes before, in a sliding window if there is one."""
-        if window not in self.masks:
-            device = self.queries.device
-            at = self.own + torch.arange(self.queries.shape[1], device=device)[:, None]
-            key = torch.arange(self.keys.shape[1], device=device)
-            seen = (key <= at) & (key < self.length)
-            self.masks[window] = seen if window is None else seen & (at - key < window)
-        return self.masks[window]
+    def mask(self, window: int | None, times: int, dtype: torch.dtype) -> torch.Tensor:
+        """(times · queries, keys), to be added: -inf for what is not seen, in a sliding window if there is one."""
+        if (window, times) not in self.masks:
+            seen = self.seen
+            if window is not None:
+                seen = seen & (self.positions[-len(seen) :, None] - self.positions < window)
+            self.masks[window, times] = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf")).repeat(times, 1)
+        return self.masks[window, times]
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None) -> torch.Tensor:
+        """(tokens, heads, width) of those that are computed; heads that share their keys are computed as queries of one."""
+        query = query[:, self.row]
+        key, value = (part[:, self.keys[0]] if len(self.keys) == 1 else torch.cat([part[:, keys] for keys in self.keys], dim=1) for part in (key, value))
+        if self.seen is None:
+            return causal(query[None], key[None], value[None], scaling, window=window)[0].transpose(0, 1)
+        heads, tokens, width = query.shape
+        times = heads // len(key)
+        grouped = query.reshape(len(key), times * tokens, width)
+        found = scaled_dot_product_attention(grouped[None], key[None], value[None], self.mask(window, times, query.dtype), scale=scaling)
+        return found.reshape(heads, tokens, width).transpose(0, 1)
 
 
 class Tree:
@@ -59,62 +70,48 @@ class Tree:
             own = np.arange(len(ids), len(ids) + len(tokens) - count)
             self.paths.append(np.concatenate([self.paths[-1][:count], own]) if count else own)
             ids += tokens[count:]
-        positions = np.concatenate([np.arange(count, len(path)) for path, count in zip(self.paths, shared, strict=True)])
         self.ids = torch.tensor([ids], device=device)
-        self.positions = torch.from_numpy(positions)[None].to(device)
-        self.trunks = [slice(int(path[0]), int(path[-1]) + 1) for path, count in zip(self.paths, shared, strict=True) if not count]
-        branches = sorted((len(path), len(path) - count, number) for number, (path, count) in enumerate(zip(self.paths, shared, strict=True)) if count)
-        self.groups = []
-        places = [np.arange(trunk.start, trunk.stop) for trunk in self.trunks]
-        for members in alike(branches):
-            keys, queries = max(size[0] for size in members), max(size[1] for size in members)
-            paths = [self.paths[number] for *_, number in members]
-            starts = [shared[number] for *_, number in members]
-            own = [path[start:] for path, start in zip(paths, starts, strict=True)]
-            places += [padded(one, queries, -1) for one in own]
-            self.groups.append(
-                Group(
-                    torch.from_numpy(np.stack([padded(one, queries, 0) for one in own])).to(device),
-                    torch.from_numpy(np.stack([padded(path, keys, 0) for path in paths])).to(device),
-                    torch.tensor(starts, device=device)[:, None, None, None],
-                    torch.tensor([len(path) for path in paths], device=device)[:, None, None, None],
-                )
-            )
-        computed = np.concatenate(places)
-        order = np.empty(len(ids), np.int64)
-        order[computed[computed >= 0]] = np.flatnonzero(computed >= 0)
-        self.order = torch.from_numpy(order).to(device)
-        """Where each token of the row stands among what the trunks and groups give."""
+        self.positions = torch.from_numpy(np.concatenate([np.arange(count, len(path)) for path, count in zip(self.paths, shared, strict=True)]))[None].to(device)
+        runs = together([len(path) for path in self.paths], shared, CALL if device.type == "cpu" else CALL_ON_GPU)
+        self.parts = [self.branches(first, last, shared) for first, last in runs]
+
+    def branches(self, first: int, last: int, shared: Sequence[int]) -> Branches:
+        """Of the sequences from the first to the last."""
+        paths = self.paths[first : last + 1]
+        start, stop = int(paths[0][shared[first]]), int(paths[-1][-1]) + 1
+        # of what the others begin with, all that is not on the first one's path is their own
+        keys = np.concatenate([paths[0][: shared[first]], np.arange(start, stop)])
+        ends = np.flatnonzero(np.diff(keys) != 1) + 1
+        seen = None
+        if first < last or shared[first]:
+            seen = np.zeros((stop - start, len(keys)), bool)
+            for path, count in zip(paths, shared[first : last + 1], strict=True):
+                at = np.arange(len(path))
+                seen[np.ix_(path[count:] - start, np.searchsorted(keys, path))] = at <= at[count:, None]
+            seen = torch.from_numpy(seen).to(self.ids.device)
+        slices = [slice(int(part[0]), int(part[-1]) + 1) for part in np.split(keys, ends)]
+        return Branches(slice(start, stop), slices, self.positions[0, keys], seen)
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None) -> torch.Tensor:
         """(tokens, heads, width); query is (heads, tokens, width), key and value have as many heads or a divisor of that."""
-        heads, times, found = len(query), len(query) // len(key), []
-        for trunk in self.trunks:
-            own = (part[None, :, trunk] for part in (query, key, value))
-            found.append(causal(*own, scaling, window=window)[0].transpose(0, 1))
-        for group in self.groups:
-            own = (query[:, group.queries], *(part[:, group.keys].repeat_interleave(times, 0) for part in (key, value)))
-            given = scaled_dot_product_attention(*(part.transpose(0, 1) for part in own), group.mask(window), scale=scaling)
-            found.append(given.transpose(1, 2).reshape(-1, heads, query.shape[2]))
-        return torch.cat(found)[self.order]
+        return torch.cat([part.attend(query, key, value, scaling, window) for part in self.parts])
 
 
-def padded(values: np.ndarray, length: int, filler: int) -> np.ndarray:
-    return np.pad(values, (0, length - len(values)), constant_values=filler)
-
-
-def alike(sizes: list[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
-    """Runs of these (keys, queries, number) whose padding stays within bounds."""
-    members: list[tuple[int, int, int]] = []
-    for size in sizes:
-        more = [*members, size]
-        area = len(more) * max(one[0] for one in more) * max(one[1] for one in more)
-        if members and area > PADDING * sum(keys * queries for keys, queries, _ in more):
-            yield members
-            more = [size]
-        members = more
-    if members:
-        yield members
+def together(lengths: Sequence[int], shared: Sequence[int], call: int) -> Iterator[tuple[int, int]]:
+    """The first and the last of runs of sequences that cost less in one attention than in several."""
+    first = queries = keys = cost = 0
+    for number, (length, count) in enumerate(zip(lengths, shared, strict=True)):
+        own = length - count
+        # of a sequence that begins here, what comes after a token is not computed
+        alone = call + length * (own if count else own // 2)
+        joined = call + (queries + own) * (keys + own)
+        if number and joined <= cost + alone:
+            queries, keys, cost = queries + own, keys + own, joined
+        else:
+            if number:
+                yield first, number - 1
+            first, queries, keys, cost = number, own, length, alone
+    yield first, len(lengths) - 1
 
 
 class Slots:

@@ -7,7 +7,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from stages import scoring
+from stages import layouts, scoring
 from stages.templating import load_tokenizer
 from tests.tiny import ROOT, WORDS, make_policy
 
@@ -133,16 +133,32 @@ def policy(architecture: str, vocabulary: int):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_scores_depend_on_neither_budget_nor_order(architecture, tokenizer):
+def test_scores_depend_on_neither_budget_nor_order(architecture, tokenizer, monkeypatch):
+    """Nor on how many attentions compute a batch: one a sequence, or one for all."""
     model = policy(architecture, len(tokenizer))
     pairs = [pair for kind in KINDS[:5] for pair in requests_of(kind)]
     expected = scoring.Scorer(model, tokenizer, 4096, 4).loglikelihood(instances(pairs), disable_tqdm=True)
     order = list(range(len(pairs)))
     random.Random(0).shuffle(order)
-    for tokens in (1, 100, 700):
+    for tokens, call in ((1, layouts.CALL), (100, layouts.CALL), (700, 0), (700, 2**40)):
+        monkeypatch.setattr(layouts, "CALL", call)
         found = scoring.Scorer(model, tokenizer, tokens, 4).loglikelihood(instances([pairs[number] for number in order]), disable_tqdm=True)
         for number, answer in zip(order, found, strict=True):
             assert answer[0] == pytest.approx(expected[number][0], abs=1e-4) and answer[1] == expected[number][1]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shared", "runs"),
+    [
+        ([1000, 1004, 1003], [0, 999, 999], [(0, 0), (1, 2)]),
+        ([600, 700, 700], [0, 500, 500], [(0, 0), (1, 1), (2, 2)]),
+        ([30, 40, 30, 40], [0, 29, 0, 29], [(0, 3)]),
+        ([500], [0], [(0, 0)]),
+    ],
+    ids=["choices", "rows", "short rows", "one"],
+)
+def test_one_attention_computes_what_costs_less_together(lengths, shared, runs):
+    assert list(layouts.together(lengths, shared, 2**13)) == runs
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
