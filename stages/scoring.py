@@ -7,7 +7,7 @@ of an answer is predicted. Texts that are generated have a slot each for their k
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,8 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -37,6 +39,8 @@ HARMLESS = {
 """Settings of a generation config that greedy decoding has no use for."""
 CACHED = 2**22
 """Logits that become log-probs at once: few enough for a processor's cache."""
+FEW = 128
+"""Tokens, at most, that weights are multiplied with: of SmolLM2-135M with eight texts, on two cores, a step took 0.7 to 0.9 of the time."""
 ROUNDS = 8
 """Texts that are kept together once all are done, in multiples of those that are generated side by side; a killed run does at most so many again."""
 REFILLED = 4
@@ -114,7 +118,7 @@ class Scorer(HFLM):
 
     def logits(self, layout: Layout, ids: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """(wanted places, vocabulary) in float32, of one row of tokens, (1, tokens)."""
-        with torch.no_grad():
+        with torch.no_grad(), FewTokens() if ids.device.type == "cpu" and ids.shape[1] <= FEW else nullcontext():
             found = self.model(input_ids=ids, position_ids=positions, layout=layout, logits_to_keep=wanted.to(ids.device), use_cache=False)
         return found.logits[0].float()
 
@@ -214,6 +218,17 @@ class Scorer(HFLM):
                     if slot < len(active):
                         active[slot] = last
                         slots.move(len(active), slot)
+
+
+class FewTokens(TorchFunctionMode):
+    """Within, layers multiply their weights with the tokens, not the tokens with the weights: the same products, for which MKL takes less time where tokens are few."""
+
+    def __torch_function__(self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if function is linear and not kwargs and args[0].dtype == torch.float32 and type(args[1]) is torch.nn.Parameter:
+            tokens, weight, bias = args
+            found = torch.mm(weight, tokens.flatten(0, -2).t()).t().contiguous().unflatten(0, tokens.shape[:-1])
+            return found if bias is None else found + bias
+        return function(*args, **(kwargs or {}))
 
 
 def in_common(one: Sequence[int], other: Sequence[int]) -> int:

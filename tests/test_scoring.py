@@ -177,3 +177,15 @@ def test_texts_are_those_of_the_harness(architecture, tokenizer):
         scorer._model_generate = None
         assert scorer.generate_until(asked, disable_tqdm=True) == expected
     assert len(set(expected)) > 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_few_tokens_are_multiplied_as_many_are(bias, dtype):
+    layer, tokens = torch.nn.Linear(48, 96, bias, dtype=dtype), torch.randn(2, 3, 48, dtype=dtype)
+    with torch.no_grad():
+        expected = layer(tokens)
+        with scoring.FewTokens():
+            found = layer(tokens)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, expected)
