@@ -30,28 +30,26 @@ class Branches:
     """(keys,) where each stands on its sequences."""
     seen: torch.Tensor | None
     """(queries, keys): what lies on the path to a token, itself included; None for one sequence that begins here, each token of which sees those before."""
-    masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
+    masks: dict[int, torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None, times: int, dtype: torch.dtype) -> torch.Tensor:
-        """(times · queries, keys), to be added: -inf for what is not seen, in a sliding window if there is one."""
-        if (window, times) not in self.masks:
-            seen = self.seen
-            if window is not None:
-                seen = seen & (self.positions[-len(seen) :, None] - self.positions < window)
-            self.masks[window, times] = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf")).repeat(times, 1)
-        return self.masks[window, times]
+    def mask(self, window: int | None) -> torch.Tensor:
+        """(queries, keys): what is seen, in a sliding window if there is one."""
+        if window is None:
+            return self.seen
+        if window not in self.masks:
+            self.masks[window] = self.seen & (self.positions[-len(self.seen) :, None] - self.positions < window)
+        return self.masks[window]
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None) -> torch.Tensor:
-        """(tokens, heads, width) of those that are computed; heads that share their keys are computed as queries of one."""
+        """(tokens, heads, width) of those that are computed."""
         query = query[:, self.row]
         key, value = (part[:, self.keys[0]] if len(self.keys) == 1 else torch.cat([part[:, keys] for keys in self.keys], dim=1) for part in (key, value))
         if self.seen is None:
             return causal(query[None], key[None], value[None], scaling, window=window)[0].transpose(0, 1)
-        heads, tokens, width = query.shape
-        times = heads // len(key)
-        grouped = query.reshape(len(key), times * tokens, width)
-        found = scaled_dot_product_attention(grouped[None], key[None], value[None], self.mask(window, times, query.dtype), scale=scaling)
-        return found.reshape(heads, tokens, width).transpose(0, 1)
+        # heads that share their keys are those of one row, without copies
+        grouped = query.unflatten(0, (len(key), -1))
+        shared = (part[:, None].expand(-1, grouped.shape[1], -1, -1) for part in (key, value))
+        return scaled_dot_product_attention(grouped, *shared, self.mask(window), scale=scaling).flatten(0, 1).transpose(0, 1)
 
 
 class Tree:
@@ -79,7 +77,7 @@ class Tree:
         """Of the sequences from the first to the last."""
         paths = self.paths[first : last + 1]
         start, stop = int(paths[0][shared[first]]), int(paths[-1][-1]) + 1
-        # of what the others begin with, all that is not on the first one's path is their own
+        # what the others begin with lies in what the first takes from before, or among the run's own
         keys = np.concatenate([paths[0][: shared[first]], np.arange(start, stop)])
         ends = np.flatnonzero(np.diff(keys) != 1) + 1
         seen = None

@@ -224,8 +224,9 @@ class FewTokens(TorchFunctionMode):
     """Within, layers multiply their weights with the tokens, not the tokens with the weights: the same products, for which MKL takes less time where tokens are few."""
 
     def __torch_function__(self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if function is linear and not kwargs and args[0].dtype == torch.float32 and type(args[1]) is torch.nn.Parameter:
-            tokens, weight, bias = args
+        if function is linear and not kwargs and args[0].dtype == torch.float32 and args[0].dim() > 1 and type(args[1]) is torch.nn.Parameter:
+            # a router of experts gives no bias, not even None
+            tokens, weight, bias = (*args, None)[:3]
             found = torch.mm(weight, tokens.flatten(0, -2).t()).t().contiguous().unflatten(0, tokens.shape[:-1])
             return found if bias is None else found + bias
         return function(*args, **(kwargs or {}))

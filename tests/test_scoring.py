@@ -179,13 +179,15 @@ def test_texts_are_those_of_the_harness(architecture, tokenizer):
     assert len(set(expected)) > 5
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("bias", [True, False])
-def test_few_tokens_are_multiplied_as_many_are(bias, dtype):
-    layer, tokens = torch.nn.Linear(48, 96, bias, dtype=dtype), torch.randn(2, 3, 48, dtype=dtype)
+@pytest.mark.parametrize("bias", [(), (None,), (torch.randn(96),)], ids=["none given", "none", "one"])
+def test_few_tokens_are_multiplied_as_many_are(bias, monkeypatch):
+    tokens, weight, calls = torch.randn(2, 3, 48), torch.nn.Parameter(torch.randn(96, 48)), []
     with torch.no_grad():
-        expected = layer(tokens)
+        expected = torch.nn.functional.linear(tokens, weight, *bias)
+        product = torch.mm
+        monkeypatch.setattr(torch, "mm", lambda *given: calls.append(0) or product(*given))
         with scoring.FewTokens():
-            found = layer(tokens)
-    assert found.is_contiguous()
+            found = torch.nn.functional.linear(tokens, weight, *bias)
+            torch.nn.functional.linear(tokens.bfloat16(), torch.nn.Parameter(weight.bfloat16()))
+    assert found.is_contiguous() and len(calls) == 1
     torch.testing.assert_close(found, expected)
