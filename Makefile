@@ -1,37 +1,52 @@
-# make repro    set up what is missing, then run what is stale (DVC decides), to the finished report
-# make test     set up what is missing, then run the tests
-# make soak     the tests that take minutes by their nature
+# make repro       set up what is missing, then run what is stale, to the finished report
+# make test        set up what is missing, then check the code's form and run the quick tests
+# make test-slow   whole pipelines, many processes, real servers
+# make soak        tests that take many minutes each: kills by the hundred, clusters, sweeps
+# make lint        formatter, linter and type checker alone
 
 PYTHON ?= python3
 VENV := .venv
+PYTEST := python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test soak setup
+.PHONY: repro test test-slow soak lint setup
 
 repro: setup
 	@echo "== dvc repro: running the stages that are stale"
 	@dvc repro
 	@echo "== done: report/report.md is the report; dvc metrics show prints the numbers, dvc plots show draws the curves"
 
-test: setup
-	@echo "== pytest: the tests; the end-to-end one takes a few minutes"
-	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-	@echo "== done: all tests passed"
+test: lint
+	@echo "== pytest: the quick tests; make test-slow runs the others"
+	@$(PYTEST)
+	@echo "== done: all quick tests passed"
+
+test-slow: setup
+	@echo "== pytest: the slow tests"
+	@$(PYTEST) -m "slow and not soak"
+	@echo "== done: all slow tests passed"
 
 soak: setup
 	@python -m pytest -m soak
 
+lint: setup
+	@echo "== ruff and mypy"
+	@ruff format --check --quiet . || { echo "error: ruff format changes the files above; run it"; exit 1; }
+	@ruff check --quiet .
+	@mypy
+
 setup: $(VENV)/.installed
 	@install -d -m 700 .dvc/site
-	@# beside what a user has set there, such as the URL and secrets of a remote
+	@# next to what a user has set there, such as the URL and secrets of a remote
 	@grep -qs 'site_cache_dir = $(CURDIR)/.dvc/site$$' .dvc/config.local || dvc config --local core.site_cache_dir '$(CURDIR)/.dvc/site'
 	@grep -qs 'html_template = $(CURDIR)/$(VENV)/plots.html$$' .dvc/config.local || dvc config --local plots.html_template '$(CURDIR)/$(VENV)/plots.html'
 
-$(VENV)/.installed: requirements.lock
+$(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: found Python %d.%d, expected 3.11 or newer; set PYTHON=/path/to/python3.11" % sys.version_info[:2])'
 	@echo "== setting up $(VENV) with $$($(PYTHON) --version): a few minutes, several GB with CUDA"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.lock
-	@$(VENV)/bin/python -m stages.plots_page $(VENV)/plots.html
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(VENV)/bin/python -m reprotune.report.plots_page $(VENV)/plots.html
 	@touch $@
 	@echo "== set up"

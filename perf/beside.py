@@ -1,4 +1,4 @@
-"""Two sides of a measurement, each in a process of its own, one after the other on a quiet machine."""
+"""Run both sides of a measurement, each in a process of its own, one after the other."""
 
 import json
 import os
@@ -16,11 +16,19 @@ ROOT = Path(__file__).parent.parent
 def measured(module: str, arguments: list[str], folder: Path) -> dict:
     """Run `python -m module arguments`, which prints a JSON object as its last line; adds `peak_mib`.
 
-    That is the largest sum over the process and its children of what they hold in memory, shared pages counted once.
+    That is the largest sum over the process and its children of what they hold in memory, shared pages
+    counted once.
     """
     environment = os.environ | {"HF_HOME": str(folder / "home"), "TMPDIR": str(folder)}
     with (folder / "stderr").open("w") as errors:
-        process = subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
         peak = [0]
         watcher = threading.Thread(target=watch, args=(process, peak))
         watcher.start()
@@ -32,7 +40,11 @@ def measured(module: str, arguments: list[str], folder: Path) -> dict:
 
 
 def watch(process: subprocess.Popen, peak: list[int]) -> None:
-    """Counting shared pages takes a core for 0.05 s at 1.4 GiB, so it is done only when more is held than ever, by a hundredth."""
+    """Keep the peak memory of a process and its children.
+
+    Counting shared pages takes a core for 0.05 s at 1.4 GiB, so it is done only at a new peak, a hundredth
+    above the last.
+    """
     root, most = psutil.Process(process.pid), 0
     while process.poll() is None:
         try:

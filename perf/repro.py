@@ -1,8 +1,10 @@
-"""What a rerun costs beside the full run: of nothing, of one value of DPO's, of a benchmark's rows, of the report's language.
+"""Compare what reruns cost with the full run.
 
     python -m perf.repro [--repeats 3]
 
-On a clone of the last commit with a cache of its own, and on a quiet machine. Takes the full run and about half of it more. A no-op and `dvc status` are the best of the repeats, the rest ran once.
+The reruns: nothing changed, another beta, another number of a benchmark's rows, another language of the
+report. Runs on a clone of the last commit with a cache of its own, on a quiet machine; it takes 1.5 times the
+full run. A no-op and `dvc status` are the best of the repeats, the others run once.
 """
 
 import argparse
@@ -16,21 +18,34 @@ from pathlib import Path
 
 from perf.beside import ROOT
 
-CHANGES = {"dpo.beta": (r"(?m)^  beta: .*$", "  beta: 0.3"), "benchmarks.winogrande.limit": (r"(?s)(winogrande:\n    source.*?limit: )\d+", r"\g<1>14"), "report.language": (r"language: en", "language: zh")}
+CHANGES = {
+    "dpo.beta": (r"(?m)^  beta: .*$", "  beta: 0.3"),
+    "benchmarks.winogrande.limit": (r"(?s)(winogrande:\n    source.*?limit: )\d+", r"\g<1>14"),
+    "report.language": (r"language: en", "language: zh"),
+}
 
 
 def dvc(folder: Path, *arguments: str) -> tuple[float, list[str]]:
     """Seconds, and the stages that ran."""
     begin = time.monotonic()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    result = subprocess.run(["dvc", *arguments], cwd=folder, env=os.environ | {"PATH": path}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    result = subprocess.run(
+        ["dvc", *arguments],
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     if result.returncode:
         sys.exit(f"dvc {' '.join(arguments)} failed:\n{result.stdout[-3000:]}")
     return time.monotonic() - begin, re.findall(r"^Running stage '(\S+)':", result.stdout, re.MULTILINE)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
     with tempfile.TemporaryDirectory() as name:
@@ -48,7 +63,11 @@ def main() -> None:
             print(f"{change:28} {took:8.1f} s  {took / full:.3f}  {', '.join(ran)}", flush=True)
             (folder / "params.yaml").write_text(params)
             took, ran = dvc(folder, "repro")
-            print(f"{'back again':28} {took:8.1f} s  {took / full:.3f}  {', '.join(ran) or 'from the run cache'}", flush=True)
+            print(
+                f"{'back again':28} {took:8.1f} s  {took / full:.3f}  "
+                f"{', '.join(ran) or 'from the run cache'}",
+                flush=True,
+            )
         for command in ("repro", "status"):
             took = min(dvc(folder, command)[0] for _ in range(repeats))
             print(f"{'no-op dvc ' + command:28} {took:8.2f} s  {took / full:.3f}", flush=True)

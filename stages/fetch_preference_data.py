@@ -1,18 +1,14 @@
-"""Fetch the preference data at its pinned sources into `data/raw/preferences/<name>.parquet`, with the source's columns."""
+"""Fetch the preference pairs from their pinned sources to `data/raw/preferences`, columns unchanged."""
 
-import argparse
-from pathlib import Path
-
-from stages import command, params
-from stages.tables import fetch_tables
+from reprotune import params_file, process
+from reprotune.data.tables import fetch_tables
+from reprotune.pipeline.guard import stage
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    fetch_tables(params.load().data.preferences.sources, arguments.out)
+    paths = process.paths(__doc__, "out")
+    fetch_tables(params_file.load().data.preferences.sources, paths.out)
 
 
 if __name__ == "__main__":
-    command(main)
+    stage(main)

@@ -1,4 +1,4 @@
-"""Repositories with the tiny params, in which the real `dvc` runs."""
+"""Git repositories with the tiny params in which the real `dvc` runs."""
 
 import os
 import shutil
@@ -18,21 +18,30 @@ ENVIRONMENT = os.environ | {
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     "OMP_NUM_THREADS": "1",
     "GIT_CONFIG_GLOBAL": "/dev/null",
-    "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
-}  # fmt: skip
+    "GIT_AUTHOR_NAME": "t",
+    "GIT_AUTHOR_EMAIL": "t@t",
+    "GIT_COMMITTER_NAME": "t",
+    "GIT_COMMITTER_EMAIL": "t@t",
+}
 
 
 def call(*command: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess:
-    result = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    result = subprocess.run(
+        command, cwd=cwd, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     assert not check or result.returncode == 0, result.stdout[-5000:]
     return result
 
 
-def make_clone(folder: Path, architecture: str = "qwen3", benchmarks: tuple[str, ...] = ("arc_challenge", "gsm8k")) -> Path:
-    """The committed files, as they stand in the working tree, as a repository of their own with the tiny params."""
+def make_clone(
+    folder: Path, architecture: str = "qwen3", benchmarks: tuple[str, ...] = ("arc_challenge", "gsm8k")
+) -> Path:
+    """A new repository with the files of this working tree, without outs, and with the tiny params."""
     folder.mkdir(parents=True)
-    files = call("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=tiny.ROOT).stdout.split("\0")
-    outs = ("metrics/", "plots/", "provenance/", "report/", "dvc.lock")
+    files = call(
+        "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=tiny.ROOT
+    ).stdout.split("\0")
+    outs = ("metrics/", "plots/", "report/", "code.yaml", "dvc.lock")
     for name in filter(None, files):
         if not name.startswith(outs) and (tiny.ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -50,13 +59,13 @@ def make_clone(folder: Path, architecture: str = "qwen3", benchmarks: tuple[str,
 
 
 def set_up(folder: Path) -> None:
-    """As `make setup` leaves it, without a virtual environment of its own."""
+    """Configure DVC as `make setup` does, without a virtual environment."""
     (folder / ".dvc" / "site").mkdir(mode=0o700, exist_ok=True)
     (folder / ".dvc" / "config.local").write_text(f"[core]\n    site_cache_dir = {folder}/.dvc/site\n")
 
 
 def with_params(folder: Path, **values) -> None:
-    """Set values at dotted keys, whose dots are written as two underscores."""
+    """Set keys of params.yaml; two underscores stand for a dot."""
     content = YAML(typ="safe", pure=True).load((folder / "params.yaml").read_text())
     for key, value in values.items():
         *path, last = key.split("__")
@@ -69,7 +78,7 @@ def with_params(folder: Path, **values) -> None:
 
 
 def own_copy(finished: Path, folder: Path) -> Path:
-    """A clone of a finished run, checked out, with a cache of its own."""
+    """A clone of a finished run with its outs and its own cache."""
     call("git", "clone", "-q", str(finished), str(folder), cwd=finished)
     set_up(folder)
     shutil.copytree(finished / ".dvc" / "cache", folder / ".dvc" / "cache")
@@ -79,13 +88,15 @@ def own_copy(finished: Path, folder: Path) -> Path:
 
 
 def of_experiment(folder: Path, name: str, file: str) -> str:
-    """A file as an experiment has it in git."""
-    (ref,) = call("git", "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}", cwd=folder).stdout.split()
+    """The content of `file` in the commit of an experiment."""
+    (ref,) = call(
+        "git", "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}", cwd=folder
+    ).stdout.split()
     return call("git", "show", f"{ref}:{file}", cwd=folder).stdout
 
 
 def damage(file: Path, content: bytes) -> None:
-    """As a disk does it, which leaves the mode as it was."""
+    """Overwrite a file as a faulty disk would: its mode stays the same."""
     mode = file.stat().st_mode
     file.chmod(0o644)
     file.write_bytes(content)
@@ -94,9 +105,13 @@ def damage(file: Path, content: bytes) -> None:
 
 @contextmanager
 def small_disk(folder: Path, mebibytes: int) -> Iterator[None]:
-    """A file system of its own at `folder`; the test is skipped where none can be mounted, which takes root."""
+    """Mount a small file system at `folder`; skip the test where that is not possible (it takes root)."""
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+    )
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
     try:

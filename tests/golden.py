@@ -1,16 +1,18 @@
-"""Golden tokens and label masks: a row of each format through both templates, as readable text.
+"""Golden tokens and labels: one row per format through both chat templates, as readable text.
 
-    python -m tests.golden      write tests/golden.txt anew
+python -m tests.golden      rewrite tests/golden.txt
 
-What is trained on stands in [brackets]; tokens are told apart by a middle dot.
+Tokens with a label stand in [brackets]; a middle dot separates tokens.
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
-from stages.formats import PREFERENCE_FORMATS, SFT_FORMATS, to_conversation, to_pair
-from stages.templating import IGNORED, load_tokenizer, tokenize, tokenize_pairs
+from transformers import PreTrainedTokenizerBase
+
+from reprotune.data.formats import PREFERENCE_FORMATS, SFT_FORMATS, to_conversation, to_pair
+from reprotune.data.templates import IGNORED, load_tokenizer, tokenize, tokenize_pairs
 from tests import tiny
 
 FILE = Path(__file__).with_suffix(".txt")
@@ -26,7 +28,9 @@ ROWS = {
             {"from": "gpt", "value": "two\ncat"},
         ]
     },
-    "messages": {"messages": [{"role": "user", "content": "three 12"}, {"role": "assistant", "content": "\nfour 34"}]},
+    "messages": {
+        "messages": [{"role": "user", "content": "three 12"}, {"role": "assistant", "content": "\nfour 34"}]
+    },
     "prompt_completion": {"prompt": "the bird ", "completion": " sings"},
     "openorca": {"id": "x.1", "system_prompt": "a dog", "question": "runs?", "response": "jumps"},
 }
@@ -57,16 +61,21 @@ def written(base: Path) -> str:
     for template in ("chatml", "alpaca"):
         tokenizer = load_tokenizer(base, tiny.ROOT / "templates" / f"{template}.jinja")
         for name, row in ROWS.items():
-            (found,) = tokenize(tokenizer, [to_conversation(row, name)])
-            sections.append(f"=== {template}, {name}\n{marked(tokenizer, found['input_ids'], found['labels'])}")
+            (example,) = tokenize(tokenizer, [to_conversation(row, name)])
+            text = marked(tokenizer, example["input_ids"], example["labels"])
+            sections.append(f"=== {template}, {name}\n{text}")
         for name, row in PAIRS.items():
-            (found,) = tokenize_pairs(tokenizer, [to_pair(row, name)])
-            parts = [f"{key.removesuffix('_ids')}: {marked(tokenizer, ids, ids if key != 'prompt_ids' else None)}" for key, ids in found.items()]
+            (pair,) = tokenize_pairs(tokenizer, [to_pair(row, name)])
+            parts = [
+                f"{column.removesuffix('_ids')}: "
+                f"{marked(tokenizer, ids, ids if column != 'prompt_ids' else None)}"
+                for column, ids in pair.items()
+            ]
             sections.append(f"=== {template}, pair of {name}\n" + "\n".join(parts))
     return "\n\n".join(sections) + "\n"
 
 
-def marked(tokenizer, ids: list[int], labels: list[int] | None) -> str:
+def marked(tokenizer: PreTrainedTokenizerBase, ids: list[int], labels: list[int] | None) -> str:
     text, inside = "", False
     for token, label in zip(ids, labels or [IGNORED] * len(ids), strict=True):
         trained = label != IGNORED

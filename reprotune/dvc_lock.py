@@ -1,0 +1,60 @@
+"""What dvc.lock says that each stage read and made, and hashes as DVC takes them."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from reprotune.errors import InputError, first_line
+
+LOCK = Path("dvc.lock")
+
+
+def read_stages(path: Path = LOCK) -> dict[str, Any]:
+    """The entry of each stage by its name; none where there is no file.
+
+    Raises:
+        InputError: it is not what DVC writes, as after a merge with conflicts or half a write.
+    """
+    try:
+        content = (
+            YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) if path.exists() else None
+        )
+        stages = {} if content is None else content["stages"]
+        if not isinstance(stages, dict):
+            raise TypeError(f"stages is {type(stages).__name__}")
+    except (YAMLError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: not a lock file of DVC ({first_line(error)}); `git checkout {path}` brings the last "
+            "one back"
+        ) from error
+    return stages
+
+
+def md5(path: Path) -> str:
+    """The md5 of a file's content, or of a folder's list of files."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return of_folder(files_of(path))
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """The md5 of each file in a folder, by its path there, without Python's caches (see .dvcignore)."""
+    files = (file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    return {file.relative_to(folder).as_posix(): md5(file) for file in files}
+
+
+def of_folder(files: Mapping[str, str]) -> str:
+    """The md5 that DVC gives a folder.
+
+    Args:
+        files: by path in the folder, the md5 of each.
+    """
+    entries = [{"md5": files[name], "relpath": name} for name in sorted(files)]
+    listing = json.dumps(entries, sort_keys=True).encode()
+    return hashlib.md5(listing, usedforsecurity=False).hexdigest() + ".dir"

@@ -1,0 +1,97 @@
+"""Stages as dvc.yaml declares them, with the values of their matrix filled in."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from reprotune.errors import InputError
+
+PIPELINE, PARAMS, CODE = Path("dvc.yaml"), Path("params.yaml"), Path("code.yaml")
+MADE = ("data", "evals", "metrics", "models", "plots", "report")
+"""The folders that stages write to; a dep outside of them is code, a template or a config."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a stage reads and writes."""
+
+    files: list[Path]
+    """Deps that no stage makes."""
+    params: list[tuple[Path, str | None]]
+    """File and dotted key; no key stands for the whole file."""
+    outs: list[Path]
+
+
+def declared(name: str) -> Declared:
+    """Look up a stage by DVC's name for it, such as `evaluate@dpo-gsm8k`.
+
+    Raises:
+        InputError: dvc.yaml has no such stage.
+    """
+    content, pipeline = load(PARAMS) or {}, load(PIPELINE) or {"stages": {}}
+    stage, _, wanted = name.partition("@")
+    entry = pipeline["stages"].get(stage)
+    items = [] if entry is None else list(cells(entry.get("matrix", {}), content))
+    item = next((item for item in items if "-".join(map(str, item.values())) == wanted), None)
+    if item is None:
+        raise InputError(
+            f"{PIPELINE}: found no stage {name}, which DVC runs: it or its matrix changed since; "
+            "`dvc repro` runs what is there now"
+        )
+    values = content | {"item": item}
+    deps = map(Path, filled(entry.get("deps", []), values))
+    outs = [
+        one if isinstance(one, str) else next(iter(one))
+        for kind in ("outs", "metrics", "plots")
+        for one in entry.get(kind, [])
+    ]
+    return Declared(
+        files=[path for path in deps if path.parts[0] not in MADE],
+        params=list(declared_params(entry, values)),
+        outs=[Path(path) for path in filled(outs, values)],
+    )
+
+
+def declared_params(entry: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[Path, str | None]]:
+    for one in entry.get("params", []):
+        for file, keys in (one if isinstance(one, dict) else {str(PARAMS): [one]}).items():
+            if keys is None:
+                yield Path(file), None
+            else:
+                yield from ((Path(file), key) for key in filled(keys, values))
+
+
+def cells(matrix: Mapping[str, Any], content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The values of each combination; one empty combination where there is no matrix."""
+    lists = {
+        key: value_of(content, values[2:-1]) if isinstance(values, str) else values
+        for key, values in matrix.items()
+    }
+    for combination in product(*lists.values()):
+        yield dict(zip(lists, combination, strict=True))
+
+
+def filled(texts: list[str], values: Mapping[str, Any]) -> list[str]:
+    """The texts with the values of their `${key}`s."""
+    return [re.sub(r"\$\{([^}]+)\}", lambda match: str(value_of(values, match[1])), text) for text in texts]
+
+
+def value_of(content: Any, key: str | None) -> Any:
+    """The value at a dotted key; all of the content without one."""
+    for part in key.split(".") if key else ():
+        content = content[part]
+    return content
+
+
+def load(file: Path) -> Any:
+    """A YAML file's content; None if it cannot be read, as while it is being saved."""
+    try:
+        return YAML(typ="safe", pure=True).load(file)
+    except (YAMLError, ValueError, OSError):
+        return None

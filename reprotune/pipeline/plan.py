@@ -1,0 +1,122 @@
+"""Which stages a change makes stale: of a param, of a file of code, another file or a library's version.
+
+A stage that reads the change reruns. The stages behind it rerun only if what they read came out different.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dvc.repo import Repo
+
+from reprotune import fingerprints, params_file
+from reprotune.errors import InputError
+from reprotune.params import Params
+from reprotune.pipeline import graph
+from reprotune.pipeline.reads import ALWAYS, Pipeline
+
+
+def is_key(settings: Params, what: str) -> bool:
+    """Whether params.yaml has a value, or a section, at this dotted key."""
+    try:
+        graph.value_of(settings.model_dump(), what)
+    except (KeyError, TypeError):
+        return False
+    return True
+
+
+def run(changes: list[str]) -> None:
+    """Print what each change makes stale; without changes, what is stale now."""
+    settings = params_file.load()
+    with Repo() as repo:
+        pipeline = Pipeline(repo)
+        if not changes:
+            print_stale(pipeline, repo)
+        for change in changes:
+            print(answer(pipeline, settings, change))
+
+
+def answer(pipeline: Pipeline, settings: Params, change: str) -> str:
+    """One line: the stages that read a change, and those behind them.
+
+    Raises:
+        InputError: no stage can read it.
+    """
+    what = str(Path(change)) if "/" in change else change
+    if not ((pipeline.root / what).exists() or what in fingerprints.LIBRARIES or is_key(settings, what)):
+        raise InputError(
+            f"found {change!r}, expected a key of params.yaml such as dpo.beta, a file, or one of the "
+            f"libraries {', '.join(fingerprints.LIBRARIES)}"
+        )
+    own, behind = texts(pipeline, pipeline.reading(what), settings.evaluate.benchmarks)
+    return f"{what}: {own or 'nothing'}" + (
+        f"; behind, if what those make differs: {behind}" if behind else ""
+    )
+
+
+def print_stale(pipeline: Pipeline, repo: Repo) -> None:
+    """What `dvc repro` would run, with the code that changed since its fingerprint was taken."""
+    stale = set(repo.status())
+    now = fingerprints.of_stages(pipeline.root)
+    then = graph.load(pipeline.root / graph.CODE) or {}
+    by_code = {name for name in pipeline.stages if now.get(base := name.partition("@")[0]) != then.get(base)}
+    by_code -= ALWAYS
+    stale |= by_code
+    if not stale:
+        print("nothing is stale")
+        return
+    for name in pipeline.ordered(stale):
+        print(f"{name}: stale" + (", its code changed" if name in by_code else ""))
+    for name in pipeline.ordered(pipeline.behind(stale)):
+        print(f"{name}: reruns if what it reads comes out different")
+
+
+def texts(
+    pipeline: Pipeline, reading: set[str], benchmarks: list[str], own: str | None = None
+) -> tuple[str, str]:
+    """The stages that read a change and those behind them, each as text in the pipeline's order.
+
+    Args:
+        own: the benchmark whose param is changed.
+    """
+    behind = pipeline.behind(reading)
+    # the other cells behind a benchmark's own are all of that model
+    models = {name.split("-")[0] for name in behind if "@" in name}
+    behind |= {name for name in reading if name.split("-")[0] in models}
+    return (
+        summary(pipeline.ordered(reading), benchmarks, own),
+        summary(pipeline.ordered(behind), benchmarks, own),
+    )
+
+
+def summary(stages: Iterable[str], names: list[str], own: str | None) -> str:
+    """Stages as text: cells of all models or of all benchmarks as one.
+
+    Args:
+        own: the benchmark whose parameter is changed.
+    """
+    cells: dict[str, set[str]] = {}
+    for name in stages:
+        stage, _, cell = name.partition("@")
+        cells.setdefault(stage, set()).add(cell)
+    return ", ".join(text for stage, found in cells.items() for text in of_stage(stage, found, names, own))
+
+
+def of_stage(stage: str, cells: set[str], names: list[str], own: str | None) -> list[str]:
+    if cells == {""}:
+        return [stage]
+    shown = {name: "<b>" if name == own else name for name in names}
+    if stage != "evaluate":
+        return [stage] if cells == set(names) else [f"{stage}@{shown[cell]}" for cell in sorted(cells)]
+    by_model = {
+        model: {cell.partition("-")[2] for cell in cells if cell.startswith(f"{model}-")}
+        for model in ("base", "sft", "dpo")
+    }
+    if all(of == set(names) for of in by_model.values()):
+        return [stage]
+    if len(benchmarks := set.union(*by_model.values())) == 1 and all(by_model.values()):
+        return [f"{stage}@*-{shown[benchmarks.pop()]}"]
+    return [
+        f"{stage}@{model}-{part}"
+        for model, of in by_model.items()
+        for part in (["*"] if of == set(names) else sorted(shown[name] for name in of))
+    ]

@@ -1,0 +1,142 @@
+"""Conversations to tokens and labels, and templates that are refused."""
+
+import itertools
+
+import pytest
+
+from reprotune import params_file
+from reprotune.data.formats import to_conversation
+from reprotune.data.tables import fetch_tables
+from reprotune.data.templates import IGNORED, load_tokenizer, tokenize
+from reprotune.errors import InputError
+from reprotune.records import read_parquet
+from tests import golden
+from tests.tiny import ROOT, alpaca_rows
+
+
+def trained_on(tokenizer, ids, labels) -> list[str]:
+    """The decoded text of each run of tokens with labels."""
+    assert all(label in (token, IGNORED) for token, label in zip(ids, labels, strict=True))
+    runs = itertools.groupby(labels, key=lambda label: label != IGNORED)
+    return [tokenizer.decode(list(run)) for trained, run in runs if trained]
+
+
+def test_tokens_and_labels_are_the_committed_ones(model):
+    """After a change that is meant, `python -m tests.golden` writes the file anew; read its diff."""
+    assert golden.written(model) == golden.FILE.read_text()
+
+
+def test_only_answer_and_end_of_turn_are_trained_on(tokenizer):
+    rows = alpaca_rows()
+    examples = tokenize(tokenizer, [to_conversation(row, "alpaca") for row in rows])
+    for row, example in zip(rows, examples, strict=True):
+        trained = trained_on(tokenizer, example["input_ids"], example["labels"])
+        assert trained == [row["output"] + "<|im_end|>"]
+        assert tokenizer.pad_token_id not in example["input_ids"]
+
+
+def test_every_assistant_turn_is_trained_on_and_no_other(tokenizer):
+    turns = [
+        ("system", "be red"),
+        ("user", "cat?"),
+        ("assistant", "a cat"),
+        ("user", "dog?"),
+        ("assistant", "no dog"),
+    ]
+    conversation = [{"role": role, "content": content} for role, content in turns]
+    (example,) = tokenize(tokenizer, [conversation])
+    trained = trained_on(tokenizer, example["input_ids"], example["labels"])
+    assert trained == ["a cat<|im_end|>", "no dog<|im_end|>"]
+    rendered = tokenizer.apply_chat_template(conversation, tokenize=False)
+    assert tokenizer.decode(example["input_ids"]) == rendered.removesuffix("\n")
+
+
+@pytest.mark.parametrize(("template", "eos"), [("chatml", "<|im_end|>"), ("alpaca", "<|endoftext|>")])
+def test_pad_differs_from_end_of_turn(template, eos, model):
+    tokenizer = load_tokenizer(model, ROOT / "templates" / f"{template}.jinja")
+    assert tokenizer.eos_token == eos
+    assert tokenizer.pad_token_id is not None and tokenizer.pad_token != eos
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: "
+    "{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}\n"
+    "{% else %}{{ m['content'] }}{{ m['input'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+ANSWER = "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
+
+
+@pytest.mark.parametrize(
+    ("part", "instead", "expected"),
+    [
+        ("<|im_end|>", " [END OF IT]", r"an answer ends with ' \[END OF IT\]', expected one token"),
+        (
+            ANSWER,
+            "{{ m['content'] }}<|im_end|>",
+            "0 answers are marked in a conversation with one, 0 in one with two; put `{% generation %}`",
+        ),
+        (ANSWER, "{% generation %}{{ m['content'] }", "not a template that can be rendered"),
+        (
+            ANSWER,
+            "now: " + ANSWER,
+            "an answer is asked for with 'user: what the user saysassistant: ', but follows",
+        ),
+        (
+            ANSWER,
+            "{% if loop.last %}" + ANSWER + "{% else %}{{ m['content'] }}{% endif %}",
+            "1 answers are marked in a conversation with one, 1 in one with two",
+        ),
+        (
+            "{{ m['input'] }}",
+            "",
+            "a conversation with 'what is given' in it is rendered without it",
+        ),
+        (
+            "{{ m['content'] }}{{ m['input'] }}",
+            "{% if m['role'] != 'system' %}{{ m['content'] }}{{ m['input'] }}{% endif %}",
+            "a system turn is rendered without its content",
+        ),
+        (
+            "{{ m['input'] }}",
+            "{{ 1 // 0 }}",
+            r"not a template that can be rendered \(.*ZeroDivisionError",
+        ),
+    ],
+)
+def test_a_template_that_cannot_train_is_refused(part, instead, expected, model, tmp_path):
+    file = tmp_path / "bad.jinja"
+    file.write_text(TEMPLATE)
+    assert load_tokenizer(model, file).eos_token == "<|im_end|>"
+    assert TEMPLATE.count(part) == 1
+    file.write_text(TEMPLATE.replace(part, instead))
+    with pytest.raises(InputError, match=rf"bad\.jinja: {expected}"):
+        load_tokenizer(model, file)
+
+
+def test_the_template_is_the_committed_one(tokenizer):
+    assert tokenizer.chat_template == (ROOT / "templates" / "chatml.jinja").read_text()
+
+
+def test_ten_thousand_turns_are_no_trouble(tokenizer):
+    turns = [{"from": ("human", "gpt")[n % 2], "value": "cat"} for n in range(10_000)]
+    (example,) = tokenize(tokenizer, [to_conversation({"conversations": turns}, "sharegpt")])
+    assert sum(label != IGNORED for label in example["labels"]) == 2 * 5_000
+
+
+def test_labels_of_real_rows_are_the_answers(model, tmp_path):
+    """All 999 rows of the package: what is trained on is the answer and the end-of-turn token."""
+    fetch_tables(params_file.load(ROOT / "params.yaml").data.sft.sources, tmp_path / "raw")
+    rows = read_parquet(tmp_path / "raw" / "alpaca_demo.parquet").to_pylist()
+    assert len(rows) == 999
+    for template, end in (("chatml", "<|im_end|>"), ("alpaca", "<|endoftext|>")):
+        tokenizer = load_tokenizer(model, ROOT / "templates" / f"{template}.jinja")
+        examples = tokenize(tokenizer, [to_conversation(row, "alpaca") for row in rows])
+        for row, example in zip(rows, examples, strict=True):
+            ids, labels = example["input_ids"], example["labels"]
+            trained = [label for label in labels if label != IGNORED]
+            assert tokenizer.decode(trained, clean_up_tokenization_spaces=False) == row["output"] + end
+            start = len(ids) - len(trained)
+            assert labels == [IGNORED] * start + ids[start:] and tokenizer.pad_token_id not in ids

