@@ -60,8 +60,8 @@ class Contents:
             if absent:
                 self.whole.remove(oid)
                 self.faults[oid] = (
-                    f"list of a folder that is not whole: {len(absent):,} of its {len(files):,} files are "
-                    f"missing or damaged ({absent[0]}), and `dvc push` skips them while the list is there"
+                    f"list of a folder with {len(absent):,} of its {len(files):,} files missing or damaged "
+                    f"({absent[0]}), and `dvc push` skips them while the list is there"
                 )
 
 

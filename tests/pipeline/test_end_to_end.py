@@ -50,9 +50,9 @@ def test_a_clean_clone_that_is_run_again_stays_clean(rerun):
 
 
 @pytest.mark.slow
-def test_cells_side_by_side_leave_what_one_after_the_other_does(clones, tmp_path):
+def test_cells_side_by_side_leave_what_one_after_the_other_does(finished, tmp_path):
     """`reprotune cells`, interrupted and run again, ends like `dvc repro`, and names failed cells."""
-    serial, parallel = own_copy(clones[0], tmp_path / "serial"), own_copy(clones[0], tmp_path / "parallel")
+    serial, parallel = own_copy(finished, tmp_path / "serial"), own_copy(finished, tmp_path / "parallel")
     for folder in (serial, parallel):
         with_params(folder, benchmarks__arc_challenge__limit=5)
         # as in a clone where no cell has run

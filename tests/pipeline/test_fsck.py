@@ -193,8 +193,8 @@ def test_an_object_at_fault_on_a_remote(what, clone, shared, check):
     assert f"{file} (models/base/model.safetensors): " in lines[0]
     assert ("damaged, " if what == "damaged" else "missing; `dvc push`") in lines[0]
     assert (
-        f"{listing} (models/base): list of a folder that is not whole: "
-        "1 of its 5 files are missing or damaged (model.safetensors)" in lines[1]
+        f"{listing} (models/base): list of a folder with "
+        "1 of its 5 files missing or damaged (model.safetensors)" in lines[1]
     )
     assert state(clone, shared) == before
     check(remove=True)
