@@ -70,8 +70,9 @@ benchmark, `*` all benchmarks or all models.
 - **A name added to `evaluate.benchmarks`** adds its `fetch_benchmark` and three cells of `evaluate`. Other
   cells stay.
 - **Nothing** reruns after a change of comments, the order of keys or the notation of numbers in
-  `params.yaml`, of the number of GPUs, of the [environment variables](commands.md#environment-variables), of
-  tests, docs, perf or recipes, or of modules that no stage imports.
+  `params.yaml`. The same holds for the number of GPUs and the
+  [environment variables](commands.md#environment-variables), for tests, docs, perf and recipes, and for
+  modules that no stage imports.
 """
 
 

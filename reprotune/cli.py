@@ -70,15 +70,15 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(run=command)
         return added
 
-    own = add(plan, "which stages a change makes stale, or what is stale now")
-    own.add_argument("change", nargs="*", help="a key of params.yaml (dpo.beta), a file, or a library (trl)")
+    sub = add(plan, "which stages a change makes stale, or what is stale now")
+    sub.add_argument("change", nargs="*", help="a key of params.yaml (dpo.beta), a file, or a library (trl)")
 
-    own = add(preflight, "memory, hours and disk that a run needs, before it starts")
-    own.add_argument(
+    sub = add(preflight, "memory, hours and disk that a run needs, before it starts")
+    sub.add_argument(
         "--gpu", help="name and memory of the devices, such as h100-80gb; default: those found here"
     )
-    own.add_argument("--gpus", type=int, help="how many of them")
-    own.add_argument(
+    sub.add_argument("--gpus", type=int, help="how many of them")
+    sub.add_argument(
         "--utilization", type=float, help="share of their peak FLOP/s that is reached; default: 0.4 on GPUs"
     )
     for name, path in (
@@ -88,33 +88,33 @@ def parser() -> argparse.ArgumentParser:
         ("models", "configs/models"),
         ("lock", "dvc.lock"),
     ):
-        own.add_argument(f"--{name}", type=Path, default=Path(path), help=f"default: {path}")
+        sub.add_argument(f"--{name}", type=Path, default=Path(path), help=f"default: {path}")
 
-    own = add(cells, "run the stale cells of evaluate side by side, one a GPU")
-    own.add_argument(
+    sub = add(cells, "run the stale cells of evaluate side by side, one a GPU")
+    sub.add_argument(
         "--processes", type=int, help="cells at once; default: one a GPU, or REPROTUNE_PROCESSES"
     )
 
-    own = add(compare, "whether scores changed since another revision, by paired tests")
-    own.add_argument(
+    sub = add(compare, "whether scores changed since another revision, by paired tests")
+    sub.add_argument(
         "--against", metavar="REV", required=True, help="a git revision, or an experiment of `dvc exp list`"
     )
 
-    own = add(lineage, "the chain behind a file or a number, down to pinned sources")
-    own.add_argument("result", help="an out (metrics/dpo/gsm8k.json), or a number (all.mean.dpo.score)")
-    own.add_argument("--json", action="store_true", help="print the chain as JSON")
+    sub = add(lineage, "the chain behind a file or a number, down to pinned sources")
+    sub.add_argument("result", help="an out (metrics/dpo/gsm8k.json), or a number (all.mean.dpo.score)")
+    sub.add_argument("--json", action="store_true", help="print the chain as JSON")
 
-    own = add(fsck, "check DVC's cache, a remote and the workspace against dvc.lock")
-    own.add_argument("--remote", metavar="NAME", help="also check the objects of this DVC remote")
-    own.add_argument(
+    sub = add(fsck, "check DVC's cache, a remote and the workspace against dvc.lock")
+    sub.add_argument("--remote", metavar="NAME", help="also check the objects of this DVC remote")
+    sub.add_argument(
         "--remove", action="store_true", help="remove damaged objects from the cache, and from --remote"
     )
 
-    own = add(chat, "talk to a model of the run in the terminal")
-    own.add_argument("model", choices=("base", "sft", "dpo", "final"))
-    own.add_argument("--models", type=Path, default=Path("models"), help="default: models")
-    own.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default: 512")
-    own.add_argument("--temperature", type=float, default=0.0, help="default: 0, the likeliest tokens")
+    sub = add(chat, "talk to a model of the run in the terminal")
+    sub.add_argument("model", choices=("base", "sft", "dpo", "final"))
+    sub.add_argument("--models", type=Path, default=Path("models"), help="default: models")
+    sub.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="default: 512")
+    sub.add_argument("--temperature", type=float, default=0.0, help="default: 0, the likeliest tokens")
     return top
 
 

@@ -88,6 +88,7 @@ def fits_dequantized(base: Path, model: Model) -> bool:
     weights = 0
     for file in sorted(base.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
+            # what safe_open gives is no mapping, and only its keys can be iterated over
             weights += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(device()).total_memory

@@ -47,9 +47,9 @@ def declared(name: str) -> Declared:
     values = content | {"item": item}
     deps = map(Path, filled(entry.get("deps", []), values))
     outs = [
-        one if isinstance(one, str) else next(iter(one))
+        out if isinstance(out, str) else next(iter(out))
         for kind in ("outs", "metrics", "plots")
-        for one in entry.get(kind, [])
+        for out in entry.get(kind, [])
     ]
     return Declared(
         files=[path for path in deps if path.parts[0] not in MADE],
@@ -59,8 +59,8 @@ def declared(name: str) -> Declared:
 
 
 def declared_params(entry: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[Path, str | None]]:
-    for one in entry.get("params", []):
-        for file, keys in (one if isinstance(one, dict) else {str(PARAMS): [one]}).items():
+    for declared in entry.get("params", []):
+        for file, keys in (declared if isinstance(declared, dict) else {str(PARAMS): [declared]}).items():
             if keys is None:
                 yield Path(file), None
             else:

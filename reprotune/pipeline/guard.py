@@ -87,9 +87,9 @@ def check_versions(root: Path, name: str) -> None:
 
 def check_launched(name: str, begun: dict[str, Any]) -> None:
     """Every process of a launched stage must begin with what the first one read."""
-    found = hashlib.sha256(json.dumps(begun, sort_keys=True).encode()).hexdigest()
-    if LAUNCHED in os.environ and os.environ.get(BEGUN, found) != found:
+    digest = hashlib.sha256(json.dumps(begun, sort_keys=True).encode()).hexdigest()
+    if LAUNCHED in os.environ and os.environ.get(BEGUN, digest) != digest:
         raise InputError(
             f"deps or params of {name} changed while its processes started; `dvc repro` starts it again"
         )
-    os.environ[BEGUN] = found
+    os.environ[BEGUN] = digest

@@ -47,8 +47,8 @@ def answer(pipeline: Pipeline, settings: Params, change: str) -> str:
             f"found {change!r}, expected a key of params.yaml such as dpo.beta, a file, or one of the "
             f"libraries {', '.join(fingerprints.LIBRARIES)}"
         )
-    own, behind = texts(pipeline, pipeline.reading(what), settings.evaluate.benchmarks)
-    return f"{what}: {own or 'nothing'}" + (
+    directly, behind = texts(pipeline, pipeline.reading(what), settings.evaluate.benchmarks)
+    return f"{what}: {directly or 'nothing'}" + (
         f"; behind, if what those make differs: {behind}" if behind else ""
     )
 
@@ -71,52 +71,56 @@ def print_stale(pipeline: Pipeline, repo: Repo) -> None:
 
 
 def texts(
-    pipeline: Pipeline, reading: set[str], benchmarks: list[str], own: str | None = None
+    pipeline: Pipeline, reading: set[str], benchmarks: list[str], changed: str | None = None
 ) -> tuple[str, str]:
     """The stages that read a change and those behind them, each as text in the pipeline's order.
 
     Args:
-        own: the benchmark whose param is changed.
+        changed: the benchmark whose param is changed.
     """
     behind = pipeline.behind(reading)
     # the other cells behind a benchmark's own are all of that model
     models = {name.split("-")[0] for name in behind if "@" in name}
     behind |= {name for name in reading if name.split("-")[0] in models}
     return (
-        summary(pipeline.ordered(reading), benchmarks, own),
-        summary(pipeline.ordered(behind), benchmarks, own),
+        summary(pipeline.ordered(reading), benchmarks, changed),
+        summary(pipeline.ordered(behind), benchmarks, changed),
     )
 
 
-def summary(stages: Iterable[str], names: list[str], own: str | None) -> str:
+def summary(stages: Iterable[str], names: list[str], changed: str | None) -> str:
     """Stages as text: cells of all models or of all benchmarks as one.
 
     Args:
-        own: the benchmark whose parameter is changed.
+        changed: the benchmark whose param is changed.
     """
     cells: dict[str, set[str]] = {}
     for name in stages:
         stage, _, cell = name.partition("@")
         cells.setdefault(stage, set()).add(cell)
-    return ", ".join(text for stage, found in cells.items() for text in of_stage(stage, found, names, own))
+    return ", ".join(
+        text
+        for stage, cells_of_stage in cells.items()
+        for text in of_stage(stage, cells_of_stage, names, changed)
+    )
 
 
-def of_stage(stage: str, cells: set[str], names: list[str], own: str | None) -> list[str]:
+def of_stage(stage: str, cells: set[str], names: list[str], changed: str | None) -> list[str]:
     if cells == {""}:
         return [stage]
-    shown = {name: "<b>" if name == own else name for name in names}
+    shown = {name: "<b>" if name == changed else name for name in names}
     if stage != "evaluate":
         return [stage] if cells == set(names) else [f"{stage}@{shown[cell]}" for cell in sorted(cells)]
     by_model = {
         model: {cell.partition("-")[2] for cell in cells if cell.startswith(f"{model}-")}
         for model in ("base", "sft", "dpo")
     }
-    if all(of == set(names) for of in by_model.values()):
+    if all(scored == set(names) for scored in by_model.values()):
         return [stage]
     if len(benchmarks := set.union(*by_model.values())) == 1 and all(by_model.values()):
         return [f"{stage}@*-{shown[benchmarks.pop()]}"]
     return [
         f"{stage}@{model}-{part}"
-        for model, of in by_model.items()
-        for part in (["*"] if of == set(names) else sorted(shown[name] for name in of))
+        for model, scored in by_model.items()
+        for part in (["*"] if scored == set(names) else sorted(shown[name] for name in scored))
     ]
