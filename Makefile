@@ -9,7 +9,7 @@ VENV := .venv
 PYTEST := python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test test-slow soak lint setup
+.PHONY: repro test test-slow soak lint setup install
 
 repro: setup
 	@echo "== dvc repro: running the stages that are stale"
@@ -36,17 +36,20 @@ lint: setup
 	@mypy
 
 setup: $(VENV)/.installed
-	@install -d -m 700 .dvc/site
+	@$(VENV)/bin/python -m reprotune.compat.dvc
 	@# next to what a user has set there, such as the URL and secrets of a remote
-	@grep -qs 'site_cache_dir = $(CURDIR)/.dvc/site$$' .dvc/config.local || dvc config --local core.site_cache_dir '$(CURDIR)/.dvc/site'
-	@grep -qs 'html_template = $(CURDIR)/$(VENV)/plots.html$$' .dvc/config.local || dvc config --local plots.html_template '$(CURDIR)/$(VENV)/plots.html'
+	@grep -qs 'html_template = ../$(VENV)/plots.html$$' .dvc/config.local || $(VENV)/bin/python -m dvc config --local plots.html_template ../$(VENV)/plots.html
 
+# by content: a clock can be wrong, and a checkout makes files new that are as they were
 $(VENV)/.installed: requirements.lock pyproject.toml
+	@if cat $^ | cmp -s - $@; then touch $@; else $(MAKE) --no-print-directory install; fi
+
+install:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: found Python %d.%d, expected 3.11 or newer; set PYTHON=/path/to/python3.11" % sys.version_info[:2])'
 	@echo "== setting up $(VENV) with $$($(PYTHON) --version): a few minutes, several GB with CUDA"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.lock
 	@$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@$(VENV)/bin/python -m reprotune.report.plots_page $(VENV)/plots.html
-	@touch $@
+	@cat requirements.lock pyproject.toml > $(VENV)/.installed
 	@echo "== set up"

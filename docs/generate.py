@@ -49,8 +49,9 @@ the fingerprint of its code.
 
 FORMATS_HEAD = """# Formats
 
-How each `format` of a source reads a row. A row of another shape is invalid. So is a row with text in a field
-that the format would lose without a word, such as `system`, `tools` or `history`.
+How each `format` of a source reads a row. A row of another shape is invalid. So is a row with a key that the
+format has no place for, unless the source names it under `ignore`.
+[Your own data](../guides/own-data.md#what-a-row-may-say) says what else a row may have.
 """
 
 INVALIDATION_HEAD = """# What a change makes stale

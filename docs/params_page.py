@@ -30,7 +30,7 @@ def page() -> str:
     parts = [HEAD]
     for name, annotation, doc in source.fields("Params"):
         parts.append(f"## `{name}`\n\n{table(COLUMNS, source.rows(name, annotation, doc))}")
-    parts.append("## Sources\n\nA `source` is one of three kinds. Each pins the bytes that it stands for.\n")
+    parts.append("## Sources\n\nA `source` is one of four kinds. Each pins the bytes that it stands for.\n")
     for kind in source.kinds():
         parts.append(table(COLUMNS, [row for field in source.fields(kind) for row in source.rows(*field)]))
     return "\n".join(parts)
@@ -84,6 +84,8 @@ class Source:
                 return choices(["true", "false"])
             case ast.Name(id="Source"):
                 return "[source](#sources)"
+            case ast.Name(id="PypiSource"):
+                return "[source](#sources) of kind `pypi`"
             case ast.Name(id=name):
                 return BASIC.get(name) or self.value(self.aliases[name])
             case ast.Subscript(value=ast.Name(id=generic), slice=content):

@@ -36,7 +36,11 @@ def main() -> None:
         for name in ("benchmarks", "preferences"):
             (raw / name).symlink_to(ROOT / "data" / "raw" / name)
         synthetic("sft", rows, raw / "sft" / "rows.parquet", conversational=False)
-        entry = {"format": "alpaca", "source": {"kind": "local", "path": "-", "sha256": "0" * 64}}
+        entry = {
+            "format": "alpaca",
+            "ignore": [],
+            "source": {"kind": "local", "path": "-", "sha256": "0" * 64},
+        }
         settings = changed(
             settings,
             {"data.sft.sources": {"rows": entry}, "data.sft.mix": {"rows": {"limit": None, "weight": 1.0}}},

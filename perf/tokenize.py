@@ -77,6 +77,7 @@ def ours(kind: str, file: Path, folder: Path, processes: int) -> float:
     name = "sft" if kind == "sft" else "preferences"
     entry = {
         "format": "alpaca" if kind == "sft" else "ultrafeedback",
+        "ignore": [],
         "source": {"kind": "local", "path": "-", "sha256": "0" * 64},
     }
     settings = changed(

@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("result", help="an out (metrics/dpo/gsm8k.json), or a number (all.mean.dpo.score)")
     sub.add_argument("--json", action="store_true", help="print the chain as JSON")
 
-    sub = add(fsck, "check DVC's cache, a remote and the workspace against dvc.lock")
+    sub = add(fsck, "check DVC's cache, a remote, the workspace and local sources against dvc.lock")
     sub.add_argument("--remote", metavar="NAME", help="also check the objects of this DVC remote")
     sub.add_argument(
         "--remove", action="store_true", help="remove damaged objects from the cache, and from --remote"

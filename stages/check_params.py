@@ -1,10 +1,10 @@
 """Check params.yaml as a whole, before any stage that a wrong value would cost its outs.
 
 The out is a constant: a wrong file keeps the other stages from running, a changed one makes none of them
-stale.
+stale. What stages made for params that are no longer there is removed.
 """
 
-from reprotune import params_file, process
+from reprotune import outs, params_file, process
 from reprotune.data import hub
 from reprotune.evaluation import tasks
 from reprotune.pipeline.guard import stage
@@ -13,7 +13,10 @@ from reprotune.records import write_text
 
 def main() -> None:
     out = process.paths(__doc__, "out").out
-    tasks.check_benchmarks(params_file.load(resolve=hub.commit_of))
+    settings = params_file.load(resolve=hub.commit_of)
+    outs.check_sources(settings)
+    tasks.check_benchmarks(settings)
+    outs.remove_leftovers()
     write_text(out, "params.yaml is valid\n")
     print("params.yaml is valid")
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,12 @@ from ruamel.yaml import YAML
 from tests import tiny
 
 DVC = [sys.executable, "-m", "dvc"]
+STATE = tempfile.TemporaryDirectory(prefix="reprotune-dvc-")
+"""DVC's own databases, which `make setup` has it keep with the environment; removed when Python ends."""
 ENVIRONMENT = os.environ | {
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     "OMP_NUM_THREADS": "1",
+    "DVC_SITE_CACHE_DIR": STATE.name,
     "GIT_CONFIG_GLOBAL": "/dev/null",
     "GIT_AUTHOR_NAME": "t",
     "GIT_AUTHOR_EMAIL": "t@t",
@@ -51,17 +55,10 @@ def make_clone(
     content["evaluate"]["benchmarks"] = list(benchmarks)
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(content, file)
-    set_up(folder)
     call("git", "init", "-q", cwd=folder)
     call("git", "add", "-A", cwd=folder)
     call("git", "commit", "-qm", "tiny", cwd=folder)
     return folder
-
-
-def set_up(folder: Path) -> None:
-    """Configure DVC as `make setup` does, without a virtual environment."""
-    (folder / ".dvc" / "site").mkdir(mode=0o700, exist_ok=True)
-    (folder / ".dvc" / "config.local").write_text(f"[core]\n    site_cache_dir = {folder}/.dvc/site\n")
 
 
 def with_params(folder: Path, **values) -> None:
@@ -77,10 +74,13 @@ def with_params(folder: Path, **values) -> None:
         YAML().dump(content, file)
 
 
-def own_copy(finished: Path, folder: Path) -> Path:
-    """A clone of a finished run with its outs and its own cache."""
-    call("git", "clone", "-q", str(finished), str(folder), cwd=finished)
-    set_up(folder)
+def own_copy(finished: Path, folder: Path, *options: str) -> Path:
+    """A clone of a finished run with its outs and its own cache.
+
+    Args:
+        options: of `git clone`.
+    """
+    call("git", "clone", "-q", *options, str(finished), str(folder), cwd=finished)
     shutil.copytree(finished / ".dvc" / "cache", folder / ".dvc" / "cache")
     call(*DVC, "checkout", cwd=folder)
     shutil.copytree(finished / "tiny", folder / "tiny", dirs_exist_ok=True)

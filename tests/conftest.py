@@ -58,7 +58,8 @@ def finished(tmp_path_factory) -> Path:
     """
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-    folder = root / "finished"
+    # as under /home/josé: no part of the pipeline may mind
+    folder = root / "josé's 50% run"
     with (root / "finished.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root / "finished.done").exists():
@@ -69,6 +70,17 @@ def finished(tmp_path_factory) -> Path:
             call("git", "add", "-A", cwd=folder)
             call("git", "commit", "-qm", "run", cwd=folder)
             (root / "finished.done").touch()
+    return folder
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder that pip takes packages from, and nowhere else."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     return folder
 
 

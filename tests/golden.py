@@ -11,8 +11,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from reprotune.data.chat_tokens import IGNORED, ChatTokens
 from reprotune.data.formats import PREFERENCE_FORMATS, SFT_FORMATS, to_conversation, to_pair
-from reprotune.data.templates import IGNORED, load_tokenizer, tokenize, tokenize_pairs
+from reprotune.data.raw_rows import InvalidRow
+from reprotune.data.templates import load_tokenizer
 from tests import tiny
 
 FILE = Path(__file__).with_suffix(".txt")
@@ -34,6 +36,42 @@ ROWS = {
     "prompt_completion": {"prompt": "the bird ", "completion": " sings"},
     "openorca": {"id": "x.1", "system_prompt": "a dog", "question": "runs?", "response": "jumps"},
 }
+CHATS = {
+    "a turn that is not trained on": {
+        "messages": [
+            {"role": "user", "content": "two?"},
+            {"role": "assistant", "content": "three", "weight": 0},
+            {"role": "user", "content": "no"},
+            {"role": "assistant", "content": "two", "weight": 1},
+        ]
+    },
+    "thoughts": {
+        "system": "a cat",
+        "messages": [
+            {"role": "user", "content": "red?"},
+            {"role": "assistant", "reasoning_content": "the house is red", "content": "red"},
+        ],
+    },
+    "tools": {
+        "tools": [{"type": "function", "function": {"name": "sing", "parameters": {"type": "object"}}}],
+        "messages": [
+            {"role": "system", "content": "a bird"},
+            {"role": "user", "content": "sing two"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"id": "1", "type": "function", "function": {"name": "sing", "arguments": '{"n": 1}'}},
+                    {"id": "2", "type": "function", "function": {"name": "sing", "arguments": '{"n": 2}'}},
+                ],
+            },
+            {"role": "tool", "tool_call_id": "1", "content": "one"},
+            {"role": "tool", "tool_call_id": "2", "content": "two"},
+            {"role": "assistant", "content": "the bird sings"},
+        ],
+    },
+}
+"""Rows of the format messages with what not every template has a place for."""
 PAIRS = {
     "sharegpt": {
         "conversations": [{"from": "human", "value": "one"}],
@@ -60,12 +98,19 @@ def written(base: Path) -> str:
     sections = []
     for template in ("chatml", "alpaca"):
         tokenizer = load_tokenizer(base, tiny.ROOT / "templates" / f"{template}.jinja")
-        for name, row in ROWS.items():
-            (example,) = tokenize(tokenizer, [to_conversation(row, name)])
-            text = marked(tokenizer, example["input_ids"], example["labels"])
-            sections.append(f"=== {template}, {name}\n{text}")
+        chat = ChatTokens(tokenizer)
+        rows = [(name, name, row) for name, row in ROWS.items()]
+        rows += [(title, "messages", row) for title, row in CHATS.items()]
+        for title, name, row in rows:
+            try:
+                (example,) = chat.conversations([to_conversation(row, name)])
+            except InvalidRow as error:
+                text = f"invalid: {error}"
+            else:
+                text = marked(tokenizer, example["input_ids"], example["labels"])
+            sections.append(f"=== {template}, {title}\n{text}")
         for name, row in PAIRS.items():
-            (pair,) = tokenize_pairs(tokenizer, [to_pair(row, name)])
+            (pair,) = chat.pairs([to_pair(row, name)])
             parts = [
                 f"{column.removesuffix('_ids')}: "
                 f"{marked(tokenizer, ids, ids if column != 'prompt_ids' else None)}"

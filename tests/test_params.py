@@ -84,6 +84,23 @@ def test_the_example_of_other_data_in_the_docs_is_valid(tmp_path):
     assert params_file.load(tmp_path / "params.yaml").data.sft.mix["alpaca"].weight == 2.5
 
 
+def test_the_example_of_a_split_file_in_the_docs_is_valid(tmp_path):
+    from ruamel.yaml import YAML
+
+    yaml_reader = YAML()
+    content = yaml_reader.load(DEFAULT)
+    guide = (ROOT / "docs" / "guides" / "own-model.md").read_text()
+    content["model"] |= yaml_reader.load(guide.split("```yaml\n")[1].split("```")[0])["model"]
+    with (tmp_path / "params.yaml").open("w") as file:
+        yaml_reader.dump(content, file)
+    assert len(params_file.load(tmp_path / "params.yaml").model.source.parts) == 4
+    content["model"]["source"]["parts"][3]["path"] = ""
+    with (tmp_path / "params.yaml").open("w") as file:
+        yaml_reader.dump(content, file)
+    with pytest.raises(InputError, match=r"model\.source\.parts\.3\.path: found '', expected"):
+        params_file.load(tmp_path / "params.yaml")
+
+
 @pytest.mark.parametrize("file", ["params.yaml", "recipes/qwen3-4b.yaml"])
 def test_an_override_changes_one_line(file, tmp_path):
     """`dvc exp run -S` rewrites the whole file; the committed files already have the form that it writes."""

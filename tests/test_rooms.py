@@ -18,7 +18,7 @@ ALLOWED = {
     "comparison": {GROUND},
     "report": {GROUND, "comparison"},
     "planning": {GROUND, "compat", "data", "model", "training", "evaluation", "comparison"},
-    "pipeline": {GROUND, "training"},
+    "pipeline": {GROUND, "data", "training"},
     "cli": {GROUND, "evaluation", "comparison", "planning", "pipeline"},
 }
 """The rooms that each room may import from. `ground`: the modules directly in `reprotune/`."""

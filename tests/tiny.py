@@ -218,7 +218,7 @@ def tiny_params(folder: Path) -> dict:
         ("sft", "rows", "alpaca", "alpaca.json"),
         ("preferences", "pairs", "sharegpt", "preferences.json"),
     ):
-        source = {"format": row_format, "source": local(tiny / file, folder)}
+        source = {"format": row_format, "ignore": [], "source": local(tiny / file, folder)}
         content["data"][data] |= {"sources": {name: source}, "mix": {name: {"limit": None, "weight": 1.0}}}
     content["tokenize"]["sft"] |= {
         "held_out": 6,

@@ -1,6 +1,7 @@
 """`reprotune compare --against`: whether the models score differently from those of another revision."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from reprotune.comparison.table import in_markdown, table
 from reprotune.errors import InputError, first_line
 
 if TYPE_CHECKING:
-    from dvc.api import DVCFileSystem
+    from dvc.fs import FileSystem
 
 Cells = Mapping[str, tuple[dict[str, Any], RowScores]]
 """The metrics and row scores of one benchmark, by model."""
@@ -44,18 +45,18 @@ def against(settings: params.Params, revision: str, metrics: Path, evals: Path) 
         raise unknown(revision)
     names = settings.evaluate.benchmarks
     files = {name: {model: cell_files(name, model, metrics, evals) for model in MODELS} for name in names}
-    current = {name: {model: read_cell(*files[name][model]) for model in MODELS} for name in names}
     check_recorded(file for models in files.values() for cell in models.values() for file in cell)
-    then, known = opened(revision, metrics)
+    current = {name: {model: read_cell(*files[name][model]) for model in MODELS} for name in names}
     benchmarks: dict[str, ModelScores] = {}
-    left_out = [f"{name} is left out: only {revision} has it" for name in sorted(known - set(names))]
-    for name in names:
-        try:
-            if name not in known:
-                raise InputError(f"{revision} has no scores of it")
-            benchmarks[name] = with_revision(name, files[name], current[name], then, revision)
-        except InputError as error:
-            left_out.append(f"{name} is left out: {error}")
+    with opened(revision, metrics) as (then, known):
+        left_out = [f"{name} is left out: only {revision} has it" for name in sorted(known - set(names))]
+        for name in names:
+            try:
+                if name not in known:
+                    raise InputError(f"{revision} has no scores of it")
+                benchmarks[name] = with_revision(name, files[name], current[name], then, revision)
+            except InputError as error:
+                left_out.append(f"{name} is left out: {error}")
     if not benchmarks:
         raise InputError("\n".join([f"--against {revision}: nothing can be compared", *left_out]))
     comparisons = {f"{model}: now − {revision}": (model, at(revision, model)) for model in MODELS}
@@ -85,36 +86,46 @@ def check_recorded(paths: Iterable[Path]) -> None:
     stages = dvc_lock.read_stages()
     recorded = {out["path"]: out["md5"] for entry in stages.values() for out in entry.get("outs", [])}
     for path in paths:
-        if dvc_lock.md5(path) != recorded.get(path.as_posix()):
+        # strict: FileNotFoundError if it is not there
+        if dvc_lock.md5(path.resolve(strict=True)) != recorded.get(path.as_posix()):
             raise InputError(
-                f"{path}: its content is not the one that dvc.lock records; "
-                f"`dvc repro` makes it again, `dvc checkout {path}` restores it"
+                f"{path}: its content is not the one that dvc.lock records; `dvc repro` makes it again"
             )
 
 
-def opened(revision: str, metrics: Path) -> tuple["DVCFileSystem", set[str]]:
-    """The files of a revision, and the benchmarks that it has scores of.
+@contextmanager
+def opened(revision: str, metrics: Path) -> Iterator[tuple["FileSystem", set[str]]]:
+    """Yield the files of a revision, and the benchmarks that it has scores of.
+
+    Paths are those in the project, which may be a subfolder of the git repository.
 
     Raises:
-        InputError: there is no such revision.
+        InputError: there is no such revision, or git cannot be asked.
     """
-    from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from pygit2 import GitError
 
-    try:
-        then = DVCFileSystem(rev=revision, subrepos=False)
-        # the first access looks the revision up
-        files = [file for model in MODELS for file in then.find(str(metrics / model))]
-    except DvcException as error:
-        raise unknown(revision, f" ({error})") from error
-    return then, {Path(file).stem for file in files}
+    with ExitStack() as stack:
+        try:
+            repo = stack.enter_context(Repo())
+            stack.enter_context(repo.switch(revision))
+            files = [file for model in MODELS for file in repo.dvcfs.find(str(metrics / model))]
+        except DvcException as error:
+            raise unknown(revision, f" ({error})") from error
+        # such as that another user owns it
+        except GitError as error:
+            raise InputError(
+                f"--against: git cannot open the repository ({error}); `git status` says what to do"
+            ) from error
+        yield repo.dvcfs, {Path(file).stem for file in files}
 
 
 def with_revision(
     benchmark: str,
     files: Mapping[str, tuple[Path, Path]],
     current: Cells,
-    then: "DVCFileSystem",
+    then: "FileSystem",
     revision: str,
 ) -> ModelScores:
     """The row scores of each model of this run and of the revision.
@@ -142,7 +153,7 @@ def with_revision(
     return models
 
 
-def fetched(then: "DVCFileSystem", file: Path, copy: Path, revision: str) -> Path:
+def fetched(then: "FileSystem", file: Path, copy: Path, revision: str) -> Path:
     """Copy a revision's file from git, DVC's cache or its remote.
 
     Raises:

@@ -1,7 +1,7 @@
 """Data, from pinned sources to token shards and contamination records.
 
-`sources` and `hub` fetch; `tables`, `json_rows` and `benchmarks` store raw rows. `raw_rows`, `fields` and
-`formats` turn them into `conversations`, `templates` tokenizes these, `contamination` compares `ngrams`.
-`tokenizing` runs both stages: `limiting`, `row_kinds`, `chunks` and `workers` make tokens, `spool` keeps
-them, `duplicates`, `selection` and `accounting` decide on each row, `packing` and `shards` write rows.
+`sources` and `hub` fetch; `tables`, `json_rows`, `file_forms` and `benchmarks` store raw rows. `raw_rows`,
+`fields` and `formats` turn them into `conversations`, `templates` tokenizes these, `contamination` compares
+`ngrams`. `tokenizing` runs both stages: `limiting`, `row_kinds`, `chunks` and `workers` make tokens, `spool`
+keeps them, `duplicates`, `selection` and `accounting` decide on each row, `packing` and `shards` write rows.
 """

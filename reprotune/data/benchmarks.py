@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from reprotune import params
-from reprotune.data.sources import CORRECT, fetched
+from reprotune.data.sources import CORRECT, fetched, files_in
 from reprotune.errors import InputError, first_line
 from reprotune.records import filling, read_parquet, write_parquet
 
@@ -43,8 +43,9 @@ def run(name: str, benchmark: params.Benchmark, out: Path) -> None:
 def hub(path: Path, split: str) -> Splits:
     """Parquet files named as the Hub names them, the split first: test-00000-of-00001.parquet."""
     splits: Splits = {}
-    for file in sorted(path.rglob("*.parquet")):
-        splits.setdefault(file.stem.split("-")[0], []).extend(read_parquet(file, CORRECT).to_pylist())
+    for file in files_in(path):
+        if file.suffix == ".parquet":
+            splits.setdefault(file.stem.split("-")[0], []).extend(read_parquet(file, CORRECT).to_pylist())
     return splits
 
 
@@ -53,7 +54,7 @@ def arrow(path: Path, split: str) -> Splits:
     if path.is_file():
         files = [(split, path)]
     else:
-        files = [(file.parent.name, file) for file in sorted(path.rglob("*.arrow"))]
+        files = [(file.parent.name, file) for file in files_in(path) if file.suffix == ".arrow"]
     splits: Splits = {}
     for name, file in files:
         try:

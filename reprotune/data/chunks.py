@@ -1,18 +1,18 @@
 """A chunk of raw rows to tokens: conversion, checks, tokenization and truncation of each row."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 
 from reprotune.data import duplicates, spool
 from reprotune.data.accounting import Reason
+from reprotune.data.chat_tokens import ChatTokens, Tokens
 from reprotune.data.raw_rows import InvalidRow, NoPreference, rows_of
 from reprotune.data.row_kinds import Kind, LeftOut
-from reprotune.data.templates import Tokens
 
 
 @dataclass
@@ -26,8 +26,11 @@ class RowArrays:
     """Shape (rows, columns): the length of each column, after truncation."""
     label_tokens: np.ndarray
     digests: np.ndarray
+    prompt_digests: np.ndarray
     signatures: np.ndarray
     """Shape (rows, duplicates.PERMUTATIONS), or (0, …) where near-duplicates stay."""
+    prompt_signatures: np.ndarray
+    """The same for prompts."""
 
     @classmethod
     def zeros(cls, rows: int, kind: Kind, signatures: bool) -> Self:
@@ -37,7 +40,9 @@ class RowArrays:
             lengths=np.zeros((rows, len(kind.columns)), np.int32),
             label_tokens=np.zeros(rows, np.int32),
             digests=np.zeros(rows, f"V{duplicates.DIGEST_BYTES}"),
+            prompt_digests=np.zeros(rows, f"V{duplicates.DIGEST_BYTES}"),
             signatures=np.zeros((rows if signatures else 0, duplicates.PERMUTATIONS), np.uint32),
+            prompt_signatures=np.zeros((rows if signatures else 0, duplicates.PERMUTATIONS), np.uint32),
         )
 
     def put(self, start: int, chunk: "RowArrays") -> None:
@@ -65,7 +70,7 @@ class Preparer:
     """Turns raw rows into tokens, in the same way for all chunks."""
 
     kind: Kind
-    tokenizer: PreTrainedTokenizerBase
+    chat: ChatTokens
     special: re.Pattern[str]
     """Matches the tokens that no text may hold."""
     max_length: int
@@ -73,10 +78,10 @@ class Preparer:
     signatures: bool
     """Whether near-duplicates are searched for."""
 
-    def prepare(self, batch: pa.RecordBatch, format_name: str) -> Chunk:
+    def prepare(self, batch: pa.RecordBatch, format_name: str, ignore: Sequence[str]) -> Chunk:
         """Convert and tokenize some rows of one source."""
         chunk = Chunk(RowArrays.zeros(batch.num_rows, self.kind, self.signatures))
-        converted = self.converted(batch, format_name, chunk)
+        converted = self.converted(batch, format_name, ignore, chunk)
         columns = []
         for (index, item), row in zip(
             converted.items(), self.tokenized(list(converted.values())), strict=True
@@ -94,13 +99,17 @@ class Preparer:
         chunk.tokens = spool.encoded(columns)
         return chunk
 
-    def converted(self, batch: pa.RecordBatch, format_name: str, chunk: Chunk) -> dict[int, Any]:
+    def converted(
+        self, batch: pa.RecordBatch, format_name: str, ignore: Sequence[str], chunk: Chunk
+    ) -> dict[int, Any]:
         """The rows that are valid, by index; the others leave the chunk."""
         valid = {}
         for index, row in enumerate(rows_of(batch)):
             try:
-                item = self.kind.convert(row, format_name)
-                if match := self.special.search("\n".join(self.kind.texts(item))):
+                item = self.kind.convert(row, format_name, ignore)
+                text = "\n".join(self.kind.texts(item))
+                check_unicode(text)
+                if match := self.special.search(text):
                     raise InvalidRow(
                         f"a text holds {match[0]!r}, "
                         "which would be read as the token that the template writes"
@@ -115,7 +124,7 @@ class Preparer:
     def tokenized(self, items: list[Any]) -> list[Tokens | LeftOut]:
         """The tokens of each item. Halves a batch that the template fails on, to find the items at fault."""
         try:
-            return list(self.kind.tokenize(self.tokenizer, items))
+            return list(self.kind.tokenize(self.chat, items))
         except InvalidRow as error:
             if len(items) == 1:
                 return [LeftOut(Reason.INVALID, str(error))]
@@ -124,9 +133,21 @@ class Preparer:
 
     def describe(self, rows: RowArrays, index: int, item: Any, tokens: Tokens) -> None:
         """Fill in the entries of a kept row."""
-        text = duplicates.normalized(self.kind.texts(item))
+        text = duplicates.normalized(self.kind.identity(item))
+        prompt = duplicates.normalized([self.kind.prompt(item)])
         rows.digests[index] = np.void(duplicates.digest(text))
+        rows.prompt_digests[index] = np.void(duplicates.digest(prompt))
         if self.signatures:
             rows.signatures[index] = duplicates.signature(text)
+            rows.prompt_signatures[index] = duplicates.signature(prompt)
         rows.lengths[index] = [len(tokens[column]) for column in self.kind.columns]
         rows.label_tokens[index] = self.kind.labels(tokens)
+
+
+def check_unicode(text: str) -> None:
+    """Raise InvalidRow for what JSON in a text can hold, and no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise InvalidRow(f"a text holds the lone surrogate U+{code:04X}, expected Unicode") from error

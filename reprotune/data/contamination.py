@@ -121,17 +121,17 @@ def doc_ids(documents: Sequence[Document]) -> set[int]:
 def training_sources(settings: params.Params) -> Iterator[tuple[str, str, TextsOf]]:
     """(data, source, texts of a row) for all training data."""
     for name, source in sorted(settings.data.sft.sources.items()):
-        yield "sft", name, partial(texts_of_example, source.format)
+        yield "sft", name, partial(texts_of_example, source)
     for name, pair_source in sorted(settings.data.preferences.sources.items()):
-        yield "preferences", name, partial(texts_of_pair, pair_source.format)
+        yield "preferences", name, partial(texts_of_pair, pair_source)
 
 
-def texts_of_example(format_name: str, row: Row) -> list[str]:
-    return conversation_texts(to_conversation(row, format_name))
+def texts_of_example(source: params.SftSource, row: Row) -> list[str]:
+    return conversation_texts(to_conversation(row, source.format, source.ignore))
 
 
-def texts_of_pair(format_name: str, row: Row) -> list[str]:
-    return pair_texts(to_pair(row, format_name))
+def texts_of_pair(source: params.PreferenceSource, row: Row) -> list[str]:
+    return pair_texts(to_pair(row, source.format, source.ignore))
 
 
 def read_benchmark(folder: Path, name: str, column: str, vocabulary: dict[str, int]) -> list[Document]:

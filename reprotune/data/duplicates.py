@@ -65,6 +65,30 @@ def bands(threshold: float) -> tuple[int, int]:
     return PERMUTATIONS, 1
 
 
+def near_groups(signatures: np.ndarray, threshold: float) -> np.ndarray:
+    """For each row the index of the first one that it is connected with by rows that are nearly the same.
+
+    Args:
+        signatures: uint32 of shape (rows, PERMUTATIONS).
+    """
+    index = MinHashLSH(num_perm=PERMUTATIONS, params=bands(threshold))
+    first = list(range(len(signatures)))
+
+    def root(row: int) -> int:
+        while first[row] != row:
+            first[row] = row = first[first[row]]
+        return row
+
+    for row, values in enumerate(signatures):
+        minhash = MinHash(hashvalues=values, scheme="affine32")
+        for other in index.query(minhash):
+            if np.mean(signatures[other] == values) >= threshold:
+                low, high = sorted((root(row), root(other)))
+                first[high] = low
+        index.insert(row, minhash)
+    return np.array([root(row) for row in range(len(first))])
+
+
 def near(signatures: np.ndarray, threshold: float) -> np.ndarray:
     """For each row the first kept row of an estimated Jaccard similarity of `threshold` or more, or itself.
 

@@ -1,72 +1,78 @@
-"""One small adapter for each source format: from a source's rows to conversations and preference pairs."""
+"""One small adapter for each source format: from a source's rows to conversations and preference pairs.
+
+A row of any format may have its system prompt under `system`, and the tools of its calls under `tools`.
+"""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-from reprotune.data.conversations import Conversation, Pair, checked
-from reprotune.data.fields import assistant, blank, item, items, scored_completion, text, turn, without
+from reprotune.data.conversations import Conversation, Pair, Turn
+from reprotune.data.fields import Fields
 from reprotune.data.raw_rows import InvalidRow, NoPreference, Row, readable
 
 
-def alpaca(row: Row) -> Conversation:
+def alpaca(row: Fields) -> list[Turn]:
     """{instruction, input, output}; the input may be blank or missing."""
-    without(row, "system", "history")
-    user = {"role": "user", "content": text(row, "instruction")}
-    if not blank(row, "input"):
-        user["input"] = text(row, "input")
+    user = {"role": "user", "content": row.text("instruction")}
+    if row.get("input") is not None:
+        user["input"] = row.text("input")
     return [user, assistant(row, "output")]
 
 
-def sharegpt(row: Row) -> Conversation:
+def sharegpt(row: Fields) -> list[Turn]:
     """{conversations: [{from, value}]}."""
-    without(row, "system", "tools")
-    return [turn(value, "from", "value") for value in items(row, "conversations")]
+    return row.turns("conversations", "from", "value")
 
 
-def messages(row: Row) -> Conversation:
+def messages(row: Fields) -> list[Turn]:
     """{messages: [{role, content}]}, OpenAI's chat format."""
-    without(row, "tools")
-    return [turn(value, "role", "content") for value in items(row, "messages")]
+    return row.turns("messages", "role", "content")
 
 
-def prompt_completion(row: Row) -> Conversation:
+def prompt_completion(row: Fields) -> list[Turn]:
     """{prompt, completion}."""
-    return [{"role": "user", "content": text(row, "prompt")}, assistant(row, "completion")]
+    return [{"role": "user", "content": row.text("prompt")}, assistant(row, "completion")]
 
 
-def openorca(row: Row) -> Conversation:
+def openorca(row: Fields) -> list[Turn]:
     """{system_prompt, question, response}; the system prompt may be blank."""
-    system = []
-    if not blank(row, "system_prompt"):
-        system = [{"role": "system", "content": text(row, "system_prompt")}]
-    return [*system, {"role": "user", "content": text(row, "question")}, assistant(row, "response")]
+    turns = [{"role": "user", "content": row.text("question")}, assistant(row, "response")]
+    return row.with_system(turns, "system_prompt")
 
 
-def sharegpt_pair(row: Row) -> Pair:
+Answers = tuple[list[Turn], Turn, Turn]
+"""The turns of the prompt, the chosen completion and the rejected one."""
+
+
+def sharegpt_pair(row: Fields) -> Answers:
     """{conversations: [{from, value}], chosen: {from, value}, rejected: {from, value}}."""
-    chosen, rejected = (turn(item(row, key), "from", "value") for key in ("chosen", "rejected"))
+    chosen, rejected = (
+        row.turn(row.item(key), f"`{key}`", "from", "value") for key in ("chosen", "rejected")
+    )
     return sharegpt(row), chosen, rejected
 
 
-def ultrafeedback(row: Row) -> Pair:
+def ultrafeedback(row: Fields) -> Answers:
     """{chosen: [{role, content}], rejected: [{role, content}]}, which differ in their last turn alone."""
-    chosen, rejected = (
-        [turn(value, "role", "content") for value in items(row, key)] for key in ("chosen", "rejected")
-    )
+    chosen, rejected = (row.turns(key, "role", "content") for key in ("chosen", "rejected"))
     if chosen[:-1] != rejected[:-1]:
         raise InvalidRow("`chosen` and `rejected` differ before their last turn, expected one prompt")
     return chosen[:-1], chosen[-1], rejected[-1]
 
 
-def scored(row: Row) -> Pair:
+def scored(row: Fields) -> Answers:
     """{instruction, completions: [{response, overall_score}]}: the best completion and one of a lower score.
 
     The hash of the instruction picks one of several lower ones. The pick looks random and never changes.
     """
-    prompt = text(row, "instruction")
-    completions = [scored_completion(value) for value in items(row, "completions")]
-    best, chosen = max(completions, key=lambda completion: completion[0])
-    lower = [completion for score, completion in completions if score < best]
+    prompt = row.text("instruction")
+    completions = [
+        row.object(value, f"completion {number}", ("response", "overall_score"))
+        for number, value in enumerate(row.items("completions"))
+    ]
+    by_score = [(one.number("overall_score"), assistant(one, "response")) for one in completions]
+    best, chosen = max(by_score, key=lambda completion: completion[0])
+    lower = [completion for score, completion in by_score if score < best]
     if not lower:
         raise NoPreference(
             f"all {len(completions)} completions have the score {best:g}, expected a lower one to reject"
@@ -75,30 +81,42 @@ def scored(row: Row) -> Pair:
     return [{"role": "user", "content": prompt}], chosen, lower[drawn]
 
 
-SFT_FORMATS: dict[str, Callable[[Row], Conversation]] = {
+def assistant(row: Fields, key: str) -> Turn:
+    return {"role": "assistant", "content": row.text(key)}
+
+
+SFT_FORMATS: dict[str, Callable[[Fields], list[Turn]]] = {
     adapter.__name__: adapter for adapter in (alpaca, sharegpt, messages, prompt_completion, openorca)
 }
-PREFERENCE_FORMATS: dict[str, Callable[[Row], Pair]] = {
+PREFERENCE_FORMATS: dict[str, Callable[[Fields], Answers]] = {
     "sharegpt": sharegpt_pair,
     "ultrafeedback": ultrafeedback,
     "scored": scored,
 }
 
 
-def to_conversation(row: Row, name: str) -> Conversation:
-    """Convert a row of the SFT format `name`.
+def to_conversation(row: Row, name: str, ignore: Collection[str] = ()) -> Conversation:
+    """Convert a row of the SFT format `name`, without its fields in `ignore`.
 
     Raises:
         InvalidRow: with what was found and what was expected.
     """
-    return checked(SFT_FORMATS[name](readable(row)))
+    fields = Fields(readable(row), ignore)
+    conversation = Conversation(fields.with_system(SFT_FORMATS[name](fields)), fields.tools())
+    fields.close()
+    return conversation.checked()
 
 
-def to_pair(row: Row, name: str) -> Pair:
+def to_pair(row: Row, name: str, ignore: Collection[str] = ()) -> Pair:
     """Convert a row of the preference format `name`; raises InvalidRow like `to_conversation`."""
-    prompt, chosen, rejected = PREFERENCE_FORMATS[name](readable(row))
+    fields = Fields(readable(row), ignore)
+    turns, chosen, rejected = PREFERENCE_FORMATS[name](fields)
+    prompt = Conversation(fields.with_system(turns), fields.tools())
+    fields.close()
     if chosen == rejected:
         raise NoPreference("`chosen` equals `rejected`")
-    for completion in (chosen, rejected):
-        checked([*prompt, completion])
+    for answer in (chosen, rejected):
+        if "train" in answer:
+            raise InvalidRow("an answer of the pair says that it is not trained on")
+        prompt.answered(answer).checked()
     return prompt, chosen, rejected

@@ -4,6 +4,8 @@ A row that no table can hold keeps its place as an empty row, with the reason in
 """
 
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +13,21 @@ from typing import Any
 
 import pyarrow as pa
 
+from reprotune.data.file_forms import form_of, table_form
 from reprotune.data.raw_rows import INVALID
 from reprotune.errors import InputError, first_line
 
 MAX_DEPTH = 16
 """Levels of nested lists and objects in a column; Parquet's own reader gives up at about 50."""
+
+TEXT_SHARE = 0.1
+"""Texts in a column of numbers from which on the numbers are what is odd: formats read texts."""
+NO_NUMBER = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+"""What Python reads that JSON does not have, by Python's name for it."""
+AS_JSON = ("tools", "tool_calls", "function_call")
+"""Keys of objects that are stored as JSON: their arguments differ in keys and kinds from row to row."""
+SPACE = re.compile(r"[ \t\n\r]*")
+LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
 Kinds = dict[str, str]
 """What each value of a row is, by its path in the row."""
@@ -26,7 +38,7 @@ class Unstorable(ValueError):
 
 
 def json_table(file: Path) -> pa.Table:
-    """A .json file (a list of objects) or a .jsonl file (an object a line)."""
+    """A file with a list of objects, or with objects one after another."""
     rows: list[dict[str, Any]] = []
     kinds: list[Kinds] = []
     for number, value in enumerate(json_values(file)):
@@ -54,28 +66,95 @@ def json_table(file: Path) -> pa.Table:
 
 
 def json_values(file: Path) -> Iterator[Any]:
-    """Each row's value; a line that is not JSON becomes Unstorable.
+    """Each row's value: of a list, or of values one after another, as in JSON Lines, whatever the name says.
+
+    A line that is not JSON among lines that are becomes Unstorable.
+    """
+    text = json_text(file)
+    if not text.strip() and not is_lines(file):
+        raise InputError(f"{file.name}: not JSON: found an empty file; correct `path` in params.yaml")
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        yield from consecutive(text, file, error)
+        return
+    if isinstance(whole, list):
+        yield from whole
+    elif isinstance(whole, dict) and is_lines(file):
+        yield whole
+    else:
+        raise InputError(f"{file.name}: found {kind(whole)}, expected a list of rows{hint(whole)}")
+
+
+def is_lines(file: Path) -> bool:
+    return file.suffix.lower() == ".jsonl"
+
+
+def json_text(file: Path) -> str:
+    """The text of a file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Bytes that are not UTF-8 become lone surrogates, which `storable` refuses.
     """
     content = file.read_bytes()
-    if file.suffix == ".json":
-        try:
-            values = json.loads(content.decode("utf-8-sig", "surrogateescape"))
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{file.name}: not JSON ({error}); correct the file or its `path` in params.yaml"
-            ) from error
-        if not isinstance(values, list):
-            raise InputError(f"{file.name}: found {kind(values)}, expected a list of rows")
+    form, advice = form_of(content)
+    if form and form != "JSON":
+        raise InputError(f"{file.name}: not JSON: found {form}; {advice}, or correct `path` in params.yaml")
+    encoding = json.detect_encoding(content)
+    try:
+        return content.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{file.name}: not JSON: found text that is {encoding.upper()} at its start alone ({error}); "
+            "write it as UTF-8, or correct `path` in params.yaml"
+        ) from error
+
+
+def consecutive(text: str, file: Path, error: Exception) -> Iterator[Any]:
+    """Values one after another; where one of them is broken, the value of each line.
+
+    Raises:
+        InputError: not most of the lines are objects either.
+    """
+    try:
+        yield from list(decoded(text))
+        return
+    except (ValueError, RecursionError):
+        # a line break inside of a text is escaped in JSON
+        lines = [(number, line) for number, line in enumerate(LINE_BREAK.split(text), 1) if line.strip()]
+    values = [line_value(number, line) for number, line in lines]
+    if 2 * sum(isinstance(value, dict) for value in values) > len(values):
         yield from values
         return
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line.decode("utf-8", "surrogateescape"))
-            except (ValueError, RecursionError) as error:
-                yield Unstorable(f"line {number} is not JSON ({error})")
+    if form := table_form(text):
+        found = f"found {form}; write its rows as JSON, as pandas' to_json(orient='records') does"
+    else:
+        found = f"{error}; correct the file"
+    raise InputError(f"{file.name}: not JSON: {found}, or its `path` in params.yaml") from error
+
+
+def decoded(text: str) -> Iterator[Any]:
+    decoder, place = json.JSONDecoder(), 0
+    while (place := SPACE.match(text, place).end()) < len(text):  # type: ignore[union-attr]
+        value, place = decoder.raw_decode(text, place)
+        yield value
+
+
+def line_value(number: int, line: str) -> Any:
+    try:
+        return json.loads(line.removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as error:
+        return Unstorable(f"line {number} is not JSON ({error})")
+
+
+def hint(value: Any) -> str:
+    """What to do about a value that should be a list of rows."""
+    if isinstance(value, dict):
+        for key, rows in value.items():
+            if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+                return f"; it has {len(rows)} objects under `{key}`: `jq '.\"{key}\"'` writes that list"
+        if value and all(isinstance(column, dict | list) for column in value.values()):
+            return "; it has columns: pandas' to_json(orient='records') writes rows"
+    return "; put one row into a list, or give the file a name that ends in .jsonl"
 
 
 def storable_row(value: Any, kinds: Kinds) -> dict[str, Any]:
@@ -97,7 +176,9 @@ def storable(value: Any, path: str, kinds: Kinds, depth: int = 0) -> Any:
         raise Unstorable(f"`{path.split('.')[0].split('[')[0]}` is more than {MAX_DEPTH} levels deep")
     if value is None or value == {}:
         return None
-    if kinds.setdefault(path, kind(value)) != kind(value):
+    if isinstance(value, dict | list) and path.split(".")[-1] in AS_JSON:
+        value = json.dumps(value, ensure_ascii=False)
+    if not alike(kinds.setdefault(path, kind(value)), kind(value)):
         raise Unstorable(f"`{path}` holds {kinds[path]} and {kind(value)}")
     if isinstance(value, str):
         return unicode(value, path)
@@ -130,26 +211,45 @@ def unicode(string: str, path: str) -> str:
 def kind(value: Any) -> str:
     if isinstance(value, bool):
         return "true or false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return NO_NUMBER[str(value)]
     names = {str: "a text", dict: "an object", list: "a list", int: "a number", float: "a number"}
     return names.get(type(value), "null")
 
 
+def alike(first: str, second: str) -> bool:
+    """Whether one column can hold both kinds."""
+    return first == second or {first, second} <= {"a number", *NO_NUMBER.values()}
+
+
 def mark_odd_rows(rows: list[dict[str, Any]], kinds: Sequence[Kinds], file: Path) -> None:
-    """Replace each row with a value of another kind than most rows have at its path."""
+    """Replace each row with a value of another kind than its column has."""
     usual = usual_kinds(kinds)
     for number, row_kinds in enumerate(kinds):
-        odd = next((path for path, value_kind in row_kinds.items() if value_kind != usual[path]), None)
+        odd = next((path for path, found in row_kinds.items() if not alike(found, usual[path])), None)
         if odd is not None:
+            found = row_kinds[odd]
+            advice = "; JSON has no such number: null is for a value that is missing"
             rows[number] = {
-                INVALID: f"{file.name}, row {number}: `{odd}` is {row_kinds[odd]}, "
-                f"expected {usual[odd]} as in most rows"
+                INVALID: f"{file.name}, row {number}: `{odd}` is {found}, expected {usual[odd]} as in other "
+                f"rows{advice if found in NO_NUMBER.values() else ''}"
             }
 
 
 def usual_kinds(kinds: Sequence[Kinds]) -> Kinds:
-    """For each path the kind that most rows have; of two as frequent, the one that came first."""
+    """For each path the kind that most rows have; of two as frequent, the one that came first.
+
+    NaN and the like count only where a column has nothing else.
+    """
     counts: dict[str, Counter[str]] = {}
     for row_kinds in kinds:
         for path, value_kind in row_kinds.items():
             counts.setdefault(path, Counter())[value_kind] += 1
-    return {path: counter.most_common(1)[0][0] for path, counter in counts.items()}
+    usual = {}
+    for path, counter in counts.items():
+        values = Counter({name: count for name, count in counter.items() if name not in NO_NUMBER.values()})
+        (most, _), *_ = (values or counter).most_common(1)
+        texts = values["a text"]
+        of_texts = most in ("a number", "true or false") and texts >= TEXT_SHARE * values.total() and texts
+        usual[path] = "a text" if of_texts else most
+    return usual

@@ -21,6 +21,8 @@ class Taken:
 
     name: str
     format: str
+    ignore: list[str]
+    """Fields of its rows that are left out."""
     file: Path
     raw: int
     """Rows in the table."""
@@ -31,6 +33,7 @@ class Taken:
 def take(data: SftData | PreferencesData, seed: int, raw: Path) -> list[Taken]:
     taken = []
     for name in sorted(data.sources):
+        source = data.sources[name]
         file = raw / f"{name}.parquet"
         with parquet_file(file) as table:
             count = table.metadata.num_rows
@@ -38,7 +41,7 @@ def take(data: SftData | PreferencesData, seed: int, raw: Path) -> list[Taken]:
         numbers = np.arange(count, dtype=np.int32)
         if limit is not None and limit < count:
             numbers = np.sort(generator(seed, f"limit {name}").permutation(count)[:limit]).astype(np.int32)
-        taken.append(Taken(name, data.sources[name].format, file, count, numbers))
+        taken.append(Taken(name, source.format, source.ignore, file, count, numbers))
     return taken
 
 

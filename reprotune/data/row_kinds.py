@@ -1,14 +1,20 @@
 """How tokenizing differs between instruction rows and preference pairs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from reprotune.data.accounting import Reason
-from reprotune.data.conversations import conversation_texts, pair_texts
+from reprotune.data.chat_tokens import IGNORED, ChatTokens, Tokens
+from reprotune.data.conversations import (
+    Conversation,
+    conversation_texts,
+    first_prompt,
+    pair_prompt,
+    pair_texts,
+)
 from reprotune.data.formats import to_conversation, to_pair
 from reprotune.data.raw_rows import Row
-from reprotune.data.templates import IGNORED, Tokens, tokenize, tokenize_pairs
 
 LABELS = "labels"
 """The only column that holds no tokens."""
@@ -22,6 +28,8 @@ class LeftOut(NamedTuple):
 def fit_example(row: Tokens, max_length: int, overlong: str) -> Tokens | LeftOut:
     """The example in at most `max_length` tokens: as it is, truncated, or left out."""
     length = len(row["input_ids"])
+    if all(label == IGNORED for label in row[LABELS]):
+        return LeftOut(Reason.WITHOUT_LABELS, "no turn of it is trained on")
     if length <= max_length:
         return row
     if overlong != "truncate":
@@ -66,11 +74,15 @@ class Kind:
     data: str
     """Its section of params.data."""
     columns: tuple[str, ...]
-    convert: Callable[[Row, str], Any]
-    """A raw row of a named format to what `texts` and `tokenize` take; raises InvalidRow."""
+    convert: Callable[[Row, str, Collection[str]], Any]
+    """A row of a named format to what `texts` and `tokenize` take, without some fields; raises InvalidRow."""
     texts: Callable[[Any], list[str]]
-    tokenize: Callable[..., list[Tokens]]
-    """From a tokenizer and converted rows; raises InvalidRow."""
+    identity: Callable[[Any], list[str]]
+    """What rows have in common if one repeats the other."""
+    prompt: Callable[[Any], str]
+    """What rows have in common if one of them shows what another is tested on."""
+    tokenize: Callable[[ChatTokens, list[Any]], list[Tokens]]
+    """From converted rows; raises InvalidRow."""
     fit: Callable[[Tokens, int, str], Tokens | LeftOut]
     """From a tokenized row, max_length and overlong."""
     labels: Callable[[Tokens], int]
@@ -89,7 +101,9 @@ EXAMPLES = Kind(
     columns=("input_ids", LABELS),
     convert=to_conversation,
     texts=conversation_texts,
-    tokenize=tokenize,
+    identity=Conversation.identity,
+    prompt=first_prompt,
+    tokenize=ChatTokens.conversations,
     fit=fit_example,
     labels=example_labels,
     measures_fill=True,
@@ -100,7 +114,9 @@ PAIRS = Kind(
     columns=("prompt_ids", "chosen_ids", "rejected_ids"),
     convert=to_pair,
     texts=pair_texts,
-    tokenize=tokenize_pairs,
+    identity=pair_texts,
+    prompt=pair_prompt,
+    tokenize=ChatTokens.pairs,
     fit=fit_pair,
     labels=pair_labels,
     measures_fill=False,

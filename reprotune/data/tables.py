@@ -6,13 +6,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reprotune.data.file_forms import form_of
 from reprotune.data.json_rows import json_table
-from reprotune.data.sources import CORRECT, fetched
+from reprotune.data.sources import CORRECT, fetched, files_in
 from reprotune.errors import InputError, first_line
 from reprotune.params import PreferenceSource, SftSource
 from reprotune.records import filling, parquet_file, replacing
 
 ROW_FILES = (".json", ".jsonl", ".parquet")
+NOT_READ = (".arrow", ".bz2", ".csv", ".gz", ".ndjson", ".tsv", ".xz", ".zip", ".zst")
+"""Endings of files that hold rows too, which would be missed in a folder."""
 ROW_GROUP = 10_000
 """Rows of a Parquet file in memory at once, when a table is written or read. JSON files are read whole."""
 
@@ -29,7 +32,7 @@ def fetch_tables(sources: Mapping[str, SftSource | PreferenceSource], out: Path)
 def write_table(path: Path, out: Path, name: str) -> int:
     """Write the rows of a file, or of all row files in a folder, as one table; returns how many there are."""
     files = row_files(path)
-    json_tables = {file: json_table(file) for file in files if file.suffix != ".parquet"}
+    json_tables = {file: json_table(file) for file in files if not is_parquet(file)}
     schema = common_schema(
         [json_tables[file].schema if file in json_tables else parquet_schema(file) for file in files], name
     )
@@ -45,19 +48,27 @@ def write_table(path: Path, out: Path, name: str) -> int:
 
 
 def row_files(path: Path) -> list[Path]:
+    """The file, or the files of a folder that hold rows, without hidden ones.
+
+    Raises:
+        InputError: there is none, or a folder has rows in a form that would be missed.
+    """
+    seen = [path]
     if path.is_dir():
-        files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.is_file() and file.suffix in ROW_FILES and ".cache" not in file.relative_to(path).parts
-        )
-    else:
-        files = [path] if path.suffix in ROW_FILES else []
-    if not files:
+        seen = files_in(path)
+    missed = [str(file.relative_to(path)) for file in seen if file.suffix.lower() in NOT_READ]
+    files = [file for file in seen if file.suffix.lower() in ROW_FILES]
+    if missed or not files:
+        what = f"found {missed[0]}, " if path.is_dir() and missed else ""
         raise InputError(
-            f"{path.name}: expected a file that ends in {', '.join(ROW_FILES)}, or a folder with some"
+            f"{path.name}: {what}expected a file that ends in {', '.join(ROW_FILES)}, or a folder with some; "
+            "write its rows as one of these, or correct `path` or `files` in params.yaml"
         )
     return files
+
+
+def is_parquet(file: Path) -> bool:
+    return file.suffix.lower() == ".parquet"
 
 
 def common_schema(schemas: Sequence[pa.Schema], name: str) -> pa.Schema:
@@ -87,5 +98,11 @@ def parquet_tables(file: Path) -> Iterator[pa.Table]:
 
 
 def parquet_schema(file: Path) -> pa.Schema:
+    with file.open("rb") as opened:
+        form, advice = form_of(opened.read(100))
+    if form not in ("", "Parquet"):
+        raise InputError(
+            f"{file.name}: not Parquet: found {form}; {advice}, or correct `path` in params.yaml"
+        )
     with parquet_file(file, CORRECT) as table:
         return table.schema_arrow.remove_metadata()

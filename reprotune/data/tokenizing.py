@@ -13,10 +13,18 @@ from tqdm import tqdm
 
 from reprotune.data import accounting
 from reprotune.data.accounting import Reason, Rows
+from reprotune.data.chat_tokens import ChatTokens
 from reprotune.data.chunks import Preparer, RowArrays
 from reprotune.data.limiting import Taken, batches, take
 from reprotune.data.row_kinds import EXAMPLES, PAIRS, Kind
-from reprotune.data.selection import draw, generator, leave_out_contaminated, leave_out_duplicates
+from reprotune.data.selection import (
+    draw,
+    generator,
+    group_by_prompt,
+    leave_out_contaminated,
+    leave_out_duplicates,
+    shared_prompts,
+)
 from reprotune.data.shards import Pack, write_shards
 from reprotune.data.spool import Spool
 from reprotune.data.templates import load_tokenizer, special_pattern, template_file
@@ -72,10 +80,11 @@ def run(
             if data.exclude_contaminated:
                 leave_out_contaminated(rows, paths.contamination, kind.data)
             leave_out_duplicates(rows, section, arrays.digests, arrays.signatures)
+            prompts = group_by_prompt(rows, section, arrays.prompt_digests, arrays.prompt_signatures)
             spool = Spool.of(content, kind.columns, arrays.lengths)
             # frees the digests and signatures, which are large
             del arrays
-            train, held_out = draw(rows, data, section, settings.seed, section_name)
+            train, held_out = draw(rows, prompts, data, section, settings.seed, section_name)
             share = accounting.check_budget(rows, section_name, section.max_dropped)
             account = accounting.account(rows)
             shuffle = generator(settings.seed, "shards")
@@ -86,7 +95,8 @@ def run(
         file.unlink()
     accounting.write_dropped(rows, paths.dropped)
     counts = account["total"][0]["rows"]
-    write_metrics(paths.metrics, {"rows": counts["train"]}, account | {"dropped": share, "shards": shards})
+    details = account | {"prompts": shared_prompts(rows, prompts), "dropped": share, "shards": shards}
+    write_metrics(paths.metrics, {"rows": counts["train"]}, details)
     print(
         f"{counts['train']:,} rows to train on and {counts['held_out']:,} held out, of {counts['raw']:,}; "
         f"{len(rows.details):,} left out: {paths.dropped}"
@@ -94,10 +104,10 @@ def run(
 
 
 def preparer_of(kind: Kind, settings: Params, section: Tokenize, paths: argparse.Namespace) -> Preparer:
-    tokenizer = load_tokenizer(paths.base, template_file(paths.templates, settings.model))
+    tokenizer = load_tokenizer(paths.base, template_file(paths.templates, paths.base, settings.model))
     return Preparer(
         kind=kind,
-        tokenizer=tokenizer,
+        chat=ChatTokens(tokenizer),
         special=special_pattern(tokenizer),
         max_length=section.max_length,
         overlong=section.overlong,
@@ -117,7 +127,9 @@ def tokenize_sources(
         workers(preparer, processes or process_count(count)) as work,
         tqdm(total=count, desc="tokenizing", unit="row") as progress,
     ):
-        for chunk in work((batch, source.format) for source in taken for batch in batches(source)):
+        for chunk in work(
+            (batch, source.format, source.ignore) for source in taken for batch in batches(source)
+        ):
             spool.write(chunk.tokens)
             arrays.put(done, chunk.rows)
             details |= {done + index: detail for index, detail in chunk.details.items()}

@@ -17,8 +17,8 @@ from reprotune.data.limiting import CHUNK
 from reprotune.errors import InputError
 from reprotune.process import end_with_parent
 
-Job = tuple[pa.RecordBatch, str]
-"""Raw rows and the name of their format."""
+Job = tuple[pa.RecordBatch, str, list[str]]
+"""Raw rows, the name of their format and the fields to ignore."""
 Work = Callable[[Iterable[Job]], Iterator[Chunk]]
 
 CHUNKS_TO_START = 4

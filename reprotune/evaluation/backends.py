@@ -11,8 +11,8 @@ from reprotune import params
 from reprotune.compat import lazy_imports
 from reprotune.evaluation import tasks
 from reprotune.evaluation.lm_eval_model import Scorer
-from reprotune.model import loading
-from reprotune.records import read_json
+from reprotune.model import decoding, loading, policies
+from reprotune.records import read_json, write_json
 
 
 def with_transformers(
@@ -24,6 +24,7 @@ def with_transformers(
             policy = loading.load_base(paths.base, settings.model, dequantized)
         else:
             policy = loading.load_policy(paths.base, paths.adapter, settings.model, dequantized=dequantized)
+    policies.bare(policy).generation_config = decoding.of_run(paths.base, tokenizer)
     return Scorer(policy, tokenizer, settings.evaluate.batch_tokens, settings.evaluate.batch_texts, run)
 
 
@@ -38,16 +39,20 @@ def with_vllm(
     from lm_eval.models.vllm_causallms import VLLM
 
     tokenizer.save_pretrained(run / "tokenizer")
+    ends = decoding.of_run(paths.base, tokenizer).eos_token_id
+    write_json(run / "tokenizer" / "generation_config.json", {"eos_token_id": ends})
     fully_trained = paths.adapter is not None and (paths.adapter / "config.json").exists()
     base, adapter = (paths.adapter, None) if fully_trained else (paths.base, paths.adapter)
     if settings.model.quantization == "nf4":
         loading.load_base(base, settings.model).save_pretrained(run / "base")
         base = run / "base"
-    lora = {}
+    # vLLM takes the tokens that end a generation from there
+    options = {"generation_config": str(run / "tokenizer")}
     if adapter is not None:
         rank = read_json(adapter / "adapter_config.json")["r"]
-        lora = {"lora_local_path": str(adapter), "max_lora_rank": rank}
-    return VLLM(str(base), settings.model.dtype, tokenizer=str(run / "tokenizer"), seed=settings.seed, **lora)
+        options |= {"lora_local_path": str(adapter), "max_lora_rank": rank}
+    tokens = str(run / "tokenizer")
+    return VLLM(str(base), settings.model.dtype, tokenizer=tokens, seed=settings.seed, **options)
 
 
 BACKENDS: dict[str, Callable[[params.Params, argparse.Namespace, PreTrainedTokenizerBase, Path], LM]] = {

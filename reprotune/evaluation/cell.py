@@ -12,7 +12,7 @@ from reprotune.errors import InputError
 from reprotune.evaluation import harness, protocol
 from reprotune.evaluation.backends import BACKENDS
 from reprotune.evaluation.samples import SAMPLE
-from reprotune.model import determinism
+from reprotune.model import decoding, determinism
 from reprotune.records import write_metrics, write_parquet
 from reprotune.training import checkpoints
 
@@ -28,7 +28,7 @@ def run(settings: params.Params, name: str, paths: argparse.Namespace) -> None:
     if paths.adapter == paths.base:
         paths = argparse.Namespace(**vars(paths) | {"adapter": None})
     determinism.start(settings.seed, warn_only=True)
-    template = template_file(paths.templates, settings.model)
+    template = template_file(paths.templates, paths.base, settings.model)
     benchmark = settings.benchmarks[name]
     inputs = [paths.base, *([paths.adapter] if paths.adapter else []), paths.data, template]
     with checkpoints.kept(paths.checkpoints, read_from(settings, name), inputs) as folder:
@@ -37,7 +37,9 @@ def run(settings: params.Params, name: str, paths: argparse.Namespace) -> None:
         check_length(name, benchmark, scorer.max_length)
         chat = settings.evaluate.chat_template if benchmark.chat_template is None else benchmark.chat_template
         metrics, samples, asked = harness.score(scorer, name, benchmark, paths.data, settings.seed, chat)
-        metrics |= protocol.record(asked | protocol.of_model(settings, template, tokenizer.eos_token, chat))
+        asked |= protocol.of_model(settings, template, tokenizer.eos_token, chat)
+        asked |= protocol.of_decoding(asked, decoding.of_run(paths.base, tokenizer), tokenizer)
+        metrics |= protocol.record(asked)
         write_parquet(paths.samples, samples, SAMPLE)
         headline = {key: metrics.pop(key) for key in ("score", "n")}
         write_metrics(paths.metrics, headline, metrics)

@@ -21,12 +21,13 @@ Generation = tuple[Tokens, list[int]]
 
 GREEDY_ARGUMENTS = {"until", "max_gen_toks", "do_sample", "temperature"}
 """Arguments of a request that greedy decoding follows, as long as `do_sample` is false."""
-IGNORED_SETTINGS = {
-    "eos_token_id", "pad_token_id", "bos_token_id", "max_length", "transformers_version",
-    "_from_model_config", "do_sample", "temperature", "top_p", "top_k", "use_cache",
-    "output_attentions", "output_hidden_states",
-}  # fmt: skip
+SAMPLING = {"do_sample", "temperature", "top_p", "top_k"}
 """Settings of a generation config that change no token of greedy decoding."""
+IGNORED_SETTINGS = {
+    "eos_token_id", "pad_token_id", "bos_token_id", "max_length", "max_new_tokens", "transformers_version",
+    "_from_model_config", "use_cache", "cache_implementation", "output_attentions", "output_hidden_states",
+}  # fmt: skip
+"""Settings that change no token of any decoding, or that a request or the generator sets itself."""
 ROUNDS = 8
 """Prompts of one batch, in multiples of the slots. Checkpoints hold whole batches."""
 REFILL = 4
@@ -50,7 +51,7 @@ def unsupported(requests: Iterable[Mapping[str, Any]], config: GenerationConfig)
     for arguments in requests:
         names |= arguments.keys() - GREEDY_ARGUMENTS
         names |= {"do_sample"} if arguments.get("do_sample") else set()
-    return names | config.to_diff_dict().keys() - IGNORED_SETTINGS
+    return names | config.to_diff_dict().keys() - IGNORED_SETTINGS - SAMPLING
 
 
 def plan(prompts: Mapping[StopRule, Iterable[Tokens]], slots: int) -> list[tuple[StopRule, list[Tokens]]]:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from reprotune.evaluation.generation import IGNORED_SETTINGS, SAMPLING
 from reprotune.evaluation.rows import row_count
 from reprotune.params import Benchmark, Params
 from reprotune.records import digest
@@ -64,6 +66,21 @@ def of_model(settings: Params, template: Path, end_of_turn: str, chat: bool) -> 
         "quantization": model.quantization,
         "attention": model.attention,
     }
+
+
+def of_decoding(asked: Protocol, config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> Protocol:
+    """What the model's generation config adds to a request that generates.
+
+    Args:
+        asked: what `of_task` gave.
+    """
+    if asked["generation"] == "none":
+        return {"decoding": "none"}
+    arguments = json.loads(asked["generation"])
+    ignored = IGNORED_SETTINGS if arguments.get("do_sample") else IGNORED_SETTINGS | SAMPLING
+    settings = {key: value for key, value in config.to_diff_dict().items() if key not in ignored}
+    ends = sorted(tokenizer.convert_ids_to_tokens(config.eos_token_id))
+    return {"decoding": json.dumps({"ends": ends, **settings}, sort_keys=True)}
 
 
 def record(protocol: Protocol) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from reprotune import params, params_file
-from reprotune.data.conversations import Conversation
+from reprotune.data.conversations import Turn
 from reprotune.data.templates import load_tokenizer, template_file
 from reprotune.errors import InputError
-from reprotune.model import determinism, loading, policies
+from reprotune.model import decoding, determinism, loading, policies
 from reprotune.model.policies import Policy
 
 
@@ -25,7 +25,8 @@ def run(
     settings = params_file.load()
     determinism.start(settings.seed, warn_only=True)
     model = load(name, settings, models)
-    tokenizer = load_tokenizer(models / "base", template_file(templates, settings.model))
+    tokenizer = load_tokenizer(models / "base", template_file(templates, models / "base", settings.model))
+    policies.bare(model).generation_config = decoding.of_run(models / "base", tokenizer)
     print(f"{models / name}: an empty line ends the chat, /new starts a new one", file=sys.stderr)
     talk(model, tokenizer, max_new_tokens, temperature)
 
@@ -52,7 +53,7 @@ def load(name: str, settings: params.Params, models: Path) -> Policy:
 def talk(model: Policy, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float) -> None:
     """Answer line by line; Ctrl-C ends an answer, which is then forgotten with its question."""
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    conversation: Conversation = []
+    conversation: list[Turn] = []
     while True:
         try:
             line = input("\nyou> " if sys.stdin.isatty() else "").strip()
@@ -78,12 +79,12 @@ def talk(model: Policy, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int,
 def answer(
     model: Policy,
     tokenizer: PreTrainedTokenizerBase,
-    conversation: Conversation,
+    conversation: list[Turn],
     max_new_tokens: int,
     temperature: float,
     streamer: TextStreamer | None = None,
 ) -> str:
-    """The model's next turn; with temperature 0 by greedy decoding.
+    """The model's next turn, by its generation config; with temperature 0 by greedy decoding.
 
     Raises:
         InputError: the conversation fills the model's context.
@@ -99,12 +100,8 @@ def answer(
             "/new starts a new one"
         )
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    config = GenerationConfig(
-        **sampling,
-        max_new_tokens=min(max_new_tokens, context - length),
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        use_cache=True,
+    new_tokens = min(max_new_tokens, context - length)
+    generated = model.generate(
+        **inputs, **sampling, max_new_tokens=new_tokens, use_cache=True, streamer=streamer
     )
-    generated = model.generate(**inputs, generation_config=config, streamer=streamer)
     return tokenizer.decode(generated[0, length:], skip_special_tokens=True)

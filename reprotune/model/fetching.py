@@ -3,20 +3,18 @@
 import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from reprotune import params
 from reprotune.compat.gguf import forget_quantization, parsing_once, split_digits_first
 from reprotune.data.sources import fetched
 from reprotune.errors import InputError, first_line
-from reprotune.records import filling, read_json
+from reprotune.model import base_checks, origin, own_template
+from reprotune.records import filling
 
 MODEL_FILES = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "tokenizer.model",
+    "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
-REQUIRED = ("config.json", "*.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
 def run(model: params.Model, out: Path) -> None:
@@ -25,7 +23,9 @@ def run(model: params.Model, out: Path) -> None:
             convert_gguf(path, folder)
         else:
             copy_checkpoint(path, folder)
-        check(folder, source=path)
+        base_checks.check(folder, source=path)
+        origin.write(model.source, folder)
+        own_template.write(folder)
 
 
 def copy_checkpoint(folder: Path, out: Path) -> None:
@@ -59,33 +59,3 @@ def convert_gguf(path: Path, out: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         split_digits_first(tokenizer, str(path))
     tokenizer.save_pretrained(out)
-
-
-def check(out: Path, source: Path) -> None:
-    """Raise InputError for a folder that no later stage could load."""
-    for pattern in REQUIRED:
-        if not list(out.glob(pattern)):
-            names = sorted(file.name for file in out.iterdir())
-            raise InputError(
-                f"{source}: no {pattern} among {names}; "
-                "model.source must hold a safetensors or GGUF checkpoint with its tokenizer"
-            )
-    tensors = {file.name: tensor_names(file, source) for file in sorted(out.glob("*.safetensors"))}
-    for index in out.glob("*.safetensors.index.json"):
-        for tensor, name in read_json(index)["weight_map"].items():
-            if tensor not in tensors.get(name, ()):
-                raise InputError(
-                    f"{source}: {index.name} says that {tensor} is in {name}, which is not there or lacks it"
-                    "; correct the files of model.source"
-                )
-
-
-def tensor_names(file: Path, source: Path) -> set[str]:
-    try:
-        with safe_open(file, "pt") as content:
-            return set(content.keys())
-    except SafetensorError as error:
-        raise InputError(
-            f"{source}: {file.name} is not a whole safetensors file ({first_line(error)}); "
-            "correct model.source"
-        ) from error

@@ -109,29 +109,57 @@ def new_policy(base: Path, model: Model, lora: Lora, seed: int) -> Policy:
     """What SFT trains: a new adapter, which changes nothing yet (its B matrices are zero), or all weights.
 
     Raises:
-        InputError: the base cannot be loaded, or lora.target_modules names no layer of it.
+        InputError: the base cannot be loaded, or lora.target_modules names no layer of it, or one that cannot
+        have an adapter.
     """
     if lora.method == "full":
         return load_base(base, in_float32(model))
     loaded = load_base(base, model)
-    if isinstance(lora.target_modules, list):
-        check_targets(loaded, lora.target_modules)
+    check_targets(loaded, lora)
     set_seed(seed)
-    return get_peft_model(loaded, adapter_config(lora))
+    try:
+        return get_peft_model(loaded, adapter_config(lora))
+    except ValueError as error:
+        raise InputError(
+            f"params.yaml: lora.target_modules: found {lora.target_modules!r}, expected linear layers or "
+            f"embeddings ({first_line(error)})"
+        ) from error
 
 
-def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
-    """Raise InputError for a target that is the end of no layer's name."""
+def check_targets(model: PreTrainedModel, lora: Lora) -> None:
+    """Refuse targets that name no layer, the LM head, or a layer that shares its weights with another one.
+
+    Merging would change shared weights in both places, while the adapter computes in one.
+
+    Raises:
+        InputError: a target does.
+    """
+    if not isinstance(lora.target_modules, list):
+        return
     modules = dict(model.named_modules())
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in modules):
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    shared = {name: others for others in owners.values() if len(others) > 1 for name in others}
+    for target in lora.target_modules:
+        found = f"params.yaml: lora.target_modules: found {target!r}"
+        matched = [name for name in modules if name == target or name.endswith(f".{target}")]
+        for name in matched:
+            if modules[name] is model.get_output_embeddings():
+                raise InputError(
+                    f"{found}, which is the LM head {name}, expected layers below it: log-probs are computed "
+                    "from the LM head's own weights alone"
+                )
+            if name in shared:
+                raise InputError(
+                    f"{found}, expected layers with weights of their own: {' and '.join(shared[name])} share "
+                    "theirs (tie_word_embeddings), so merging would change both"
+                )
+        if not matched:
             linear = {
                 name.split(".")[-1] for name, module in modules.items() if isinstance(module, torch.nn.Linear)
             }
-            raise InputError(
-                f"params.yaml: lora.target_modules: found {target!r}, expected the end of a layer's name, "
-                f"such as {sorted(linear)}"
-            )
+            raise InputError(f"{found}, expected the end of a layer's name, such as {sorted(linear)}")
 
 
 def adapter_config(lora: Lora) -> LoraConfig:
@@ -162,6 +190,8 @@ def load_policy(
         policy = PeftModel.from_pretrained(
             loaded, str(trained), is_trainable=trainable, local_files_only=True
         )
+        # PEFT looks there for the vocabulary's size; what is published may name a repository on the Hub
+        policy.peft_config["default"].base_model_name_or_path = str(base)
         with safe_open(trained / "adapter_model.safetensors", "pt") as file:
             stored = set(file.keys())
     except Exception as error:

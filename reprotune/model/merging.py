@@ -12,8 +12,9 @@ from peft import PeftModel
 from tqdm import tqdm
 
 from reprotune import params
+from reprotune.data.chat_tokens import IGNORED
 from reprotune.data.shards import read_shards
-from reprotune.data.templates import IGNORED, load_tokenizer, template_file
+from reprotune.data.templates import load_tokenizer, template_file
 from reprotune.errors import InputError
 from reprotune.model import determinism, loading, policies, saving
 from reprotune.model.policies import Policy
@@ -51,7 +52,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
 
 def write_merged(settings: params.Params, unquantized: params.Model, paths: argparse.Namespace) -> None:
     """Add the adapter's product to the base's own weights in float32 and round the sum once."""
-    tokenizer = load_tokenizer(paths.base, template_file(paths.templates, settings.model))
+    tokenizer = load_tokenizer(paths.base, template_file(paths.templates, paths.base, settings.model))
     policy = loading.load_policy(paths.base, paths.adapter, loading.in_float32(unquantized))
     merged = policy.merge_and_unload(safe_merge=True) if isinstance(policy, PeftModel) else policy
     saving.save_policy(merged, tokenizer, paths.base, "bfloat16", paths.out)

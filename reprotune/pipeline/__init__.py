@@ -1,6 +1,6 @@
 """What knows DVC.
 
-`graph` and `reads`: stages as dvc.yaml declares them. `guard`: a stage against what DVC will record of it.
+`reads`: what each stage reads. `guard`: a stage against what DVC will record of it.
 `plan`: what a change makes stale. `cells`: stale cells side by side. `lineage`: the chain behind a number.
 `fsck` and `objects`: DVC's cache.
 """

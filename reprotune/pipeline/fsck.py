@@ -1,15 +1,18 @@
-"""Check what DVC trusts: the objects of its cache and of a remote, and the workspace against dvc.lock.
+"""Check what DVC trusts: the objects of its cache and of a remote, the workspace and local sources.
 
 DVC takes a write-protected object in the cache to be whole, and on a remote every object that is there, and
-every file of a folder whose list is there. Nothing is changed unless damaged objects are to be removed, so
-that DVC fetches, pushes or makes them anew.
+every file of a folder whose list is there. It does not look again at a source that it has fetched. Nothing
+is changed unless damaged objects are to be removed, so that DVC fetches, pushes or makes them anew.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 from dvc.config import ConfigError
+from dvc.dependency import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.output import Output
 from dvc.repo import Repo
@@ -17,7 +20,9 @@ from dvc_data.hashfile.db import HashFileDB
 from tqdm import tqdm
 
 from reprotune import dvc_lock
+from reprotune.data.sources import local_sha256
 from reprotune.errors import InputError, first_line
+from reprotune.pipeline.lineage import sources_in
 from reprotune.pipeline.objects import Contents, read_all
 
 CACHE = "cache"
@@ -37,7 +42,11 @@ def run(remote: str | None, remove: bool) -> bool:
         InputError: there is no such remote, or it cannot be reached.
     """
     # DVC's own databases are not needed, and on a full disk they could not be opened
-    with tempfile.TemporaryDirectory() as folder, Repo(config={"core": {"site_cache_dir": folder}}) as repo:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.dict(os.environ, {"DVC_SITE_CACHE_DIR": folder}),
+        Repo() as repo,
+    ):
         outs = recorded(repo)
         places = [read_all(CACHE, repo.cache.local)]
         if remote is not None:
@@ -50,6 +59,7 @@ def run(remote: str | None, remove: bool) -> bool:
         for line in unlike:
             print(f"workspace: {line}")
         print(f"workspace: {len(unlike):,} of {len(outs):,} outs are not as dvc.lock has them")
+        wrong += changed_sources(repo)
         for name, config in repo.config["remote"].items():
             # remotes that name another one have no default
             if not config.get("verify"):
@@ -68,8 +78,7 @@ def recorded(repo: Repo) -> list[Output]:
         return [out for stage in repo.index.stages for out in stage.outs]
     except DvcException as error:
         raise InputError(
-            f"dvc.yaml or dvc.lock cannot be read ({first_line(error)}); `git checkout dvc.lock` brings the "
-            "last one back, and `dvc repro` what was finished since, from the run cache"
+            f"dvc.yaml or dvc.lock cannot be read ({first_line(error)}); {dvc_lock.way_back()}"
         ) from error
 
 
@@ -144,8 +153,9 @@ def workspace(outs: list[Output], listings: dict[str, dict[str, str]]) -> Iterat
     """
     for out in tqdm(outs, desc="workspace", unit="out"):
         path, expected = Path(out.fs_path), out.hash_info.value if out.hash_info else None
-        force = " --force" if out.use_cache and path.exists() else ""
-        back = f"`{'dvc' if out.use_cache else 'git'} checkout{force} {out.def_path}` brings it back"
+        force = " --force" if path.exists() else ""
+        command = f"dvc checkout{force}" if out.use_cache else "git checkout HEAD"
+        back = f"`{command} {out.def_path}` brings it back"
         if expected is None:
             yield f"{out.def_path}: not in dvc.lock; `dvc repro {out.stage.addressing}` makes it"
         elif not path.exists():
@@ -166,3 +176,35 @@ def unlike_files(files: Mapping[str, str], listing: Mapping[str, str]) -> str:
     more = ", ..." if len(unlike) > NAMED else ""
     verb = "is" if len(unlike) == 1 else "are"
     return f"{len(unlike):,} of its files {verb} not as dvc.lock says ({', '.join(unlike[:NAMED])}{more})"
+
+
+def changed_sources(repo: Repo) -> int:
+    """Print which local sources are not what was fetched of them; returns how many changed.
+
+    One that is not here is no fault: whoever pulled a colleague's run has what was fetched of it.
+    """
+    changed = 0
+    for stage, path, pinned in sorted(local_sources(repo)):
+        file = Path(repo.root_dir, path)
+        if not file.exists():
+            print(f"source {path}: not here; {stage} fetched it, and needs it again only if it reruns")
+        elif (digest := local_sha256(file)) != pinned:
+            changed += 1
+            print(
+                f"source {path}: its sha256 is {digest}, {stage} fetched {pinned}; put the new one into "
+                "params.yaml and `dvc repro` fetches it, or put the old content back"
+            )
+    return changed
+
+
+def local_sources(repo: Repo) -> set[tuple[str, str, str]]:
+    """Stage, path and sha256 of each local source, as it was fetched."""
+    fetching = [stage for stage in repo.index.stages if stage.addressing.startswith("fetch_")]
+    return {
+        (stage.addressing, source["path"], source["sha256"])
+        for stage in fetching
+        for dep in stage.deps
+        if isinstance(dep, ParamsDependency) and dep.hash_info
+        for source in sources_in(dep.hash_info.value)
+        if source["kind"] == "local"
+    }

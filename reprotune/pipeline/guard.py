@@ -13,10 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from reprotune import fingerprints
+from reprotune import fingerprints, outs
 from reprotune.dvc_lock import md5
+from reprotune.dvc_yaml import CODE, declared, load, value_of
 from reprotune.errors import InputError
-from reprotune.pipeline.graph import CODE, declared, load, value_of
 from reprotune.process import LAUNCHED, command, end_with_parent
 
 BEGUN = "REPROTUNE_BEGUN"
@@ -37,13 +37,15 @@ def guarded(name: str) -> Iterator[None]:
 
     Raises:
         InputError: the code is not what code.yaml has the fingerprint of, an installed library is not the one
-            that requirements.lock pins, or a dep or param was changed while the stage ran.
+            that requirements.lock pins, a folder that the stage depends on holds what no stage made, or a
+            dep or param was changed while the stage ran.
     """
     begun = state(name)
     root = Path.cwd()
     check_versions(root, name.partition("@")[0])
     check_code(root, name.partition("@")[0], begun)
     check_launched(name, begun)
+    outs.check_folders(name)
     yield
     now = state(name)
     if changed := [what for what, value in begun.items() if now[what] != value]:

@@ -160,7 +160,9 @@ def sources_in(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         if "kind" in value:
             yield value
-        for part in value.values():
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
             yield from sources_in(part)
 
 
@@ -190,20 +192,33 @@ def draw(path: str, links: dict[str, Made], seen: set[str], tree: Tree, read: st
         draw(name, links, seen, branch, md5)
 
 
-def git(*arguments: str) -> str | None:
-    """What git prints; None where there is no git or no repository."""
+def git(*arguments: str) -> str:
+    """What git prints.
+
+    Raises:
+        OSError: there is no git.
+        subprocess.CalledProcessError: there is no repository or no commit, or git does not trust its owner.
+    """
+    command = ["git", "--no-optional-locks", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.rstrip("\n")
+
+
+def commit() -> dict[str, str]:
+    """The commit, and what differs from it; where git gives none, why."""
     try:
-        result = subprocess.run(["git", "--no-optional-locks", *arguments], capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return result.stdout.rstrip("\n") if result.returncode == 0 else None
+        about = {"commit": git("rev-parse", "--verify", "HEAD")}
+        if git("status", "--porcelain", "--", str(LOCK), "params.yaml"):
+            about["changed"] = "dvc.lock or params.yaml is not as in that commit"
+        return about
+    except OSError as error:
+        return {"commit": "none", "git": f"git cannot be run: {error.strerror}"}
+    except subprocess.CalledProcessError as error:
+        return {"commit": "none", "git": f"git says: {' '.join(error.stderr.split())}"}
 
 
 def state(path: str, links: dict[str, Made]) -> dict[str, str]:
     """The commit, and what differs from it or from dvc.lock."""
-    about = {"commit": git("rev-parse", "HEAD") or "none"}
-    if git("status", "--porcelain", "--", str(LOCK), "params.yaml"):
-        about["changed"] = "dvc.lock or params.yaml is not as in that commit"
+    about = commit()
     if recorded := recorded_md5(path, links):
         stage, md5 = recorded
         if dvc_lock.md5(Path(path)) != md5:
@@ -241,8 +256,8 @@ def run(result: str, as_json: bool) -> None:
         print(json.dumps({"result": result, "value": value, **about, "chain": every}, indent=1))
         return
     title = result if key is None else f"{path}: {key} = {json.dumps(value)}"
-    commit, *notes = about.values()
-    tree = Tree(f"{escape(title)}  ({'; '.join([f'commit {commit}', *notes])})")
+    head, *notes = about.values()
+    tree = Tree(escape(f"{title}  ({'; '.join([f'commit {head}', *notes])})"))
     seen: set[str] = set()
     for made in list(links.values()):
         if related(made.path, path):

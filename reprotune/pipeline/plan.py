@@ -8,17 +8,16 @@ from pathlib import Path
 
 from dvc.repo import Repo
 
-from reprotune import fingerprints, params_file
+from reprotune import dvc_yaml, fingerprints, params_file
 from reprotune.errors import InputError
 from reprotune.params import Params
-from reprotune.pipeline import graph
 from reprotune.pipeline.reads import ALWAYS, Pipeline
 
 
 def is_key(settings: Params, what: str) -> bool:
     """Whether params.yaml has a value, or a section, at this dotted key."""
     try:
-        graph.value_of(settings.model_dump(), what)
+        dvc_yaml.value_of(settings.model_dump(), what)
     except (KeyError, TypeError):
         return False
     return True
@@ -57,7 +56,7 @@ def print_stale(pipeline: Pipeline, repo: Repo) -> None:
     """What `dvc repro` would run, with the code that changed since its fingerprint was taken."""
     stale = set(repo.status())
     now = fingerprints.of_stages(pipeline.root)
-    then = graph.load(pipeline.root / graph.CODE) or {}
+    then = dvc_yaml.load(pipeline.root / dvc_yaml.CODE) or {}
     by_code = {name for name in pipeline.stages if now.get(base := name.partition("@")[0]) != then.get(base)}
     by_code -= ALWAYS
     stale |= by_code

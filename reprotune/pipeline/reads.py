@@ -10,9 +10,9 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import Stage
 
-from reprotune import fingerprints
+from reprotune import dvc_yaml, fingerprints
+from reprotune.dvc_lock import way_back
 from reprotune.errors import InputError, first_line
-from reprotune.pipeline import graph
 
 ALWAYS = {"check_params", "code"}
 """They read every param and all code, and what they write makes no other stage stale by itself."""
@@ -27,8 +27,7 @@ class Pipeline:
             self.graph = repo.index.graph
         except DvcException as error:
             raise InputError(
-                f"dvc.yaml or dvc.lock cannot be read ({first_line(error)}); "
-                "`git checkout dvc.lock` brings the last one back"
+                f"dvc.yaml or dvc.lock cannot be read ({first_line(error)}); {way_back()}"
             ) from error
         self.root = Path(repo.root_dir)
 
@@ -82,14 +81,14 @@ class Pipeline:
     def files(self) -> list[str]:
         """The deps that are templates or configs."""
         paths = {dep for deps in self.declared.values() for dep in deps if "/" in dep}
-        return sorted(path for path in paths if path.split("/")[0] not in graph.MADE)
+        return sorted(path for path in paths if path.split("/")[0] not in dvc_yaml.MADE)
 
 
 def reads(stage: Stage) -> Iterator[str]:
     for dep in stage.deps:
         if not isinstance(dep, ParamsDependency):
             yield dep.def_path
-        elif dep.def_path == str(graph.PARAMS):
+        elif dep.def_path == str(dvc_yaml.PARAMS):
             yield from dep.params
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from reprotune.compat.transformers import attention_of
 from reprotune.compat.trl import head_log_probs
 from reprotune.model.attention import BY_SEGMENT, Segment
-from reprotune.model.loading import adapter_config
+from reprotune.model.loading import adapter_config, check_targets
 from reprotune.model.policies import Policy, bare
 from reprotune.params import Lora, Model
 from reprotune.planning.operations import Counter
@@ -62,7 +62,10 @@ def policy(config: PreTrainedConfig, model: Model, lora: Lora) -> Policy:
     attention = "eager" if model.attention == "eager" else BY_SEGMENT
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-        return base if full else get_peft_model(base, adapter_config(lora))
+        if full:
+            return base
+        check_targets(base, lora)
+        return get_peft_model(base, adapter_config(lora))
 
 
 def counts(policy: Policy) -> dict[str, int]:

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from reprotune import params
+from reprotune.data.chat_tokens import IGNORED
 from reprotune.data.shards import read_shards
-from reprotune.data.templates import IGNORED
 from reprotune.model.attention import Segment
 from reprotune.planning.published import PAIRS, SFT_ROWS, mixture
 from reprotune.planning.tracing import Shape

@@ -16,6 +16,8 @@ USE = """from transformers import pipeline
 
 chat = pipeline("text-generation", "models/final")
 print(chat([{"role": "user", "content": "Name three colors."}])[0]["generated_text"][-1]["content"])"""
+TRANSFORMERS = "4.57"
+"""The oldest version of transformers whose logits and tokens were held against these files."""
 
 
 def card(settings: params.Params, metrics: Metrics) -> list[Part]:
@@ -32,6 +34,13 @@ def card(settings: params.Params, metrics: Metrics) -> list[Part]:
             )
         ),
         Code(USE),
+        Text(
+            say(
+                "It needs transformers {version} or newer, or the version that brought its architecture. "
+                "The chat template is plain Jinja.",
+                version=TRANSFORMERS,
+            )
+        ),
         Heading(say("Trained on")),
         sources(settings),
         Text(

@@ -74,10 +74,9 @@ def kept(folder: Path, settings: Mapping[str, Any], inputs: list[Path]) -> Itera
         except BlockingIOError:
             print(f"{folder}: waiting for another run of this stage to end", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        runs = sorted(
-            (path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime_ns
-        )
-        for old in runs[:-KEPT_RUNS]:
+        # this run is kept by its name: a clock that was ahead may have dated the others later
+        others = [path for path in folder.iterdir() if path.is_dir() and path != run]
+        for old in sorted(others, key=lambda path: path.stat().st_mtime_ns)[: 1 - KEPT_RUNS]:
             shutil.rmtree(old)
         yield run
         at_success(partial(shutil.rmtree, run))

@@ -50,7 +50,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     determinism.start(settings.seed)
     score_only_labelled_tokens()
     skip_hashing_the_model()
-    template = template_file(paths.templates, settings.model)
+    template = template_file(paths.templates, paths.base, settings.model)
     tokenizer = load_tokenizer(paths.base, template)
     train, held_out = (with_reference(paths, part) for part in ("train", "held_out"))
     model = loading.load_policy(paths.base, paths.adapter, settings.model, trainable=True)

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput
 
-from reprotune.data.templates import IGNORED
+from reprotune.data.chat_tokens import IGNORED
 from reprotune.errors import InputError
 from reprotune.model.attention import attend_by_segment, can_attend_by_segment
 from reprotune.model.policies import Policy, bare, measuring

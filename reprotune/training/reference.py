@@ -17,7 +17,7 @@ def run(settings: params.Params, paths: argparse.Namespace) -> None:
     determinism.start(settings.seed)
     score_only_labelled_tokens()
     distributed.join()
-    template = template_file(paths.templates, settings.model)
+    template = template_file(paths.templates, paths.base, settings.model)
     tokenizer = load_tokenizer(paths.base, template)
     # trainable, so that full weights are in float32 as in DPO
     model = loading.load_policy(paths.base, paths.adapter, settings.model, trainable=True)

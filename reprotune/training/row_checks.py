@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import torch
 
-from reprotune.data.templates import IGNORED
+from reprotune.data.chat_tokens import IGNORED
 from reprotune.errors import InputError
 from reprotune.model.policies import Policy, measuring
 from reprotune.model.probing import LOGIT_TOLERANCE

@@ -15,8 +15,9 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from reprotune import params
 from reprotune.compat.trl import adapter_dtype_kept, score_only_labelled_tokens
+from reprotune.data.chat_tokens import IGNORED
 from reprotune.data.shards import read_shards
-from reprotune.data.templates import IGNORED, load_tokenizer, template_file
+from reprotune.data.templates import load_tokenizer, template_file
 from reprotune.model import determinism, loading, policies
 from reprotune.model.attention import attend_by_segment
 from reprotune.model.policies import Policy, measuring
@@ -40,7 +41,7 @@ CURVE = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_no
 def run(settings: params.Params, paths: argparse.Namespace) -> None:
     determinism.start(settings.seed)
     score_only_labelled_tokens()
-    template = template_file(paths.templates, settings.model)
+    template = template_file(paths.templates, paths.base, settings.model)
     tokenizer = load_tokenizer(paths.base, template)
     train, held_out = (read_shards(paths.data, part) for part in ("train", "held_out"))
     model = loading.new_policy(paths.base, settings.model, settings.lora, settings.seed)

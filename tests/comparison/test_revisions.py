@@ -1,5 +1,6 @@
 """Comparison with another revision, in a git repository with scores, DVC's cache and a remote."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ruamel.yaml import YAML
 from reprotune.comparison import revisions
 from reprotune.comparison.scores import MODELS
 from reprotune.errors import InputError
+from reprotune.pipeline import lineage
 from reprotune.records import read_json, write_json
 from tests.clones import DVC, call
 from tests.comparison.cells import with_benchmarks, write_scores
@@ -17,11 +19,15 @@ HALF = [1, 0] * 20
 SAME = dict.fromkeys(MODELS, HALF)
 
 
-def scored_repository(folder, benchmarks: dict[str, dict[str, list[float]]]) -> None:
-    """A git repository with committed scores, and a remote."""
-    folder.mkdir()
-    call("git", "init", "-q", "-b", "main", cwd=folder)
-    call(*DVC, "init", "-q", cwd=folder)
+def scored_repository(folder, benchmarks: dict[str, dict[str, list[float]]], top: str = ".") -> None:
+    """A git repository with committed scores, and a remote.
+
+    Args:
+        top: the git repository's folder, from this one.
+    """
+    folder.mkdir(parents=True)
+    call("git", "init", "-q", "-b", "main", top, cwd=folder)
+    call(*DVC, "init", "-q", *([] if top == "." else ["--subdir"]), cwd=folder)
     call(*DVC, "remote", "add", "-d", "-q", "shared", str(folder.parent / "remote"), cwd=folder)
     score(folder, benchmarks)
     call("git", "add", "-A", cwd=folder)
@@ -102,3 +108,42 @@ def test_unknown_revisions_and_edited_files_are_refused(tmp_path, monkeypatch):
     file.unlink()
     with pytest.raises(FileNotFoundError):
         against("HEAD", "a")
+
+
+def test_the_project_may_be_a_part_of_a_repository(tmp_path, monkeypatch):
+    """Its paths begin at its own folder, and another project next to it may have the same."""
+    folder = tmp_path / "all" / "deep" / "project"
+    scored_repository(folder, {"a": SAME}, "../..")
+    shutil.copytree(folder / "metrics", tmp_path / "all" / "metrics")
+    call("git", "add", "-A", cwd=tmp_path / "all")
+    call("git", "commit", "-qm", "another", cwd=tmp_path / "all")
+    score(folder, {"a": SAME | {"sft": [1] * 40}})
+    monkeypatch.chdir(folder)
+    for revision in ("HEAD", "main~1"):
+        assert f"sft: now − {revision}: the mean score rose (+50.0 [" in against(revision, "a")
+    # from before there was a project
+    tree = call("git", "hash-object", "-t", "tree", "-w", "/dev/null", cwd=folder).stdout.strip()
+    commit = call("git", "commit-tree", "-m", "empty", tree, cwd=folder).stdout.strip()
+    call("git", "branch", "empty", commit, cwd=folder)
+    with pytest.raises(InputError, match="--against: found 'empty', expected a git revision"):
+        against("empty", "a")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
+def test_a_repository_of_another_user_is_refused_in_words(tmp_path, monkeypatch):
+    """Git does not trust it until the user says so, as on a disk that several users mount."""
+    folder = tmp_path / "clone"
+    scored_repository(folder, {"a": SAME})
+    monkeypatch.chdir(folder)
+    shutil.chown(folder, "nobody")
+    shutil.chown(folder / ".git", "nobody")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("SUDO_UID", "GIT_CONFIG_GLOBAL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=r"git cannot open the repository .*; `git status` says what to do"):
+        against("HEAD", "a")
+    about = lineage.commit()
+    assert about["commit"] == "none"
+    assert f"git config --global --add safe.directory {folder}" in about["git"]
+    call("git", "config", "--file", str(tmp_path / ".gitconfig"), "safe.directory", str(folder), cwd=tmp_path)
+    assert lineage.commit().keys() == {"commit"}

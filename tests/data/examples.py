@@ -4,9 +4,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from reprotune.data.chat_tokens import ChatTokens
 from reprotune.data.formats import to_conversation
 from reprotune.data.shards import read_shards
-from reprotune.data.templates import tokenize
 
 Example = tuple[list[int], list[int]]
 """input_ids and labels."""
@@ -33,4 +33,4 @@ def expected_examples(
     tokenizer: PreTrainedTokenizerBase, rows: list[dict], format_name: str = "alpaca"
 ) -> list[Example]:
     conversations = [to_conversation(row, format_name) for row in rows]
-    return [(row["input_ids"], row["labels"]) for row in tokenize(tokenizer, conversations)]
+    return [(row["input_ids"], row["labels"]) for row in ChatTokens(tokenizer).conversations(conversations)]

@@ -3,41 +3,19 @@
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import tarfile
-import zipfile
 
 import pytest
 
+from reprotune.data import tables
 from reprotune.data.sources import fetched, local_sha256
+from reprotune.data.tables import write_table
 from reprotune.errors import InputError
-from reprotune.params import LocalSource, PypiSource
-
-
-@pytest.fixture
-def index(tmp_path, monkeypatch):
-    """A folder that pip takes packages from, and nowhere else."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    return folder
-
-
-def add_wheel(index, files: dict[str, str], name: str = "some_rows") -> str:
-    """Put a wheel into the index and return its sha256."""
-    archive = index / f"{name}-1.0-py3-none-any.whl"
-    info = f"{name}-1.0.dist-info"
-    meta = {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/RECORD": "",
-    }
-    with zipfile.ZipFile(archive, "w") as zipped:
-        for path, content in {**files, **meta}.items():
-            zipped.writestr(path, content)
-    return hashlib.sha256(archive.read_bytes()).hexdigest()
+from reprotune.params import LocalSource, PypiSource, SplitSource
+from reprotune.records import read_parquet
+from tests.packages import add_wheel
 
 
 def source(digest: str, path: str = "rows/a.json", package: str = "some-rows") -> PypiSource:
@@ -61,6 +39,49 @@ def test_a_folder_of_a_package(index):
             "a.json",
             "deep/b.json",
         ]
+
+
+def split(index, *contents: str) -> SplitSource:
+    """A file in packages of one part each."""
+    parts = []
+    for number, content in enumerate(contents, start=1):
+        name = f"rows_part{number}"
+        digest = add_wheel(index, {f"rows/a.jsonl.part{number}": content}, name)
+        parts.append(source(digest, f"rows/a.jsonl.part{number}", name.replace("_", "-")))
+    digest = hashlib.sha256("".join(contents).encode()).hexdigest()
+    return SplitSource(kind="split", path="a.jsonl", sha256=digest, parts=parts)
+
+
+def test_a_file_that_is_split_over_packages(index, tmp_path):
+    of_three = split(index, '{"x": 1}\n{"x', '": 2', '2}\n{"x": 3}\n')
+    with fetched(of_three) as path:
+        assert path.name == "a.jsonl"
+        assert path.read_text() == '{"x": 1}\n{"x": 22}\n{"x": 3}\n'
+    assert not path.exists()
+    with fetched(of_three) as path:
+        write_table(path, tmp_path / "rows.parquet", "mine")
+    assert read_parquet(tmp_path / "rows.parquet").to_pylist() == [{"x": 1}, {"x": 22}, {"x": 3}]
+
+
+def test_parts_out_of_order_or_changed_are_refused(index):
+    parts = split(index, "1", "2", "3").parts
+    digest, other = (hashlib.sha256(text).hexdigest() for text in (b"123", b"132"))
+    unordered = SplitSource(kind="split", path="a.jsonl", sha256=digest, parts=[parts[0], parts[2], parts[1]])
+    expected = f"a.jsonl: sha256 of its 3 parts is {other}, expected {digest}; put all parts into order"
+    with pytest.raises(InputError, match=expected), fetched(unordered):
+        pass
+    folder = parts[1].model_copy(update={"path": "rows"})
+    with (
+        pytest.raises(InputError, match=r"rows-part2==1\.0: 'rows' is a folder, expected a part of a\.jsonl"),
+        fetched(SplitSource(kind="split", path="a.jsonl", sha256=digest, parts=[parts[0], folder])),
+    ):
+        pass
+    changed = parts[1].model_copy(update={"sha256": "0" * 64})
+    with (
+        pytest.raises(InputError, match=r"rows-part2==1\.0: sha256 is"),
+        fetched(SplitSource(kind="split", path="a.jsonl", sha256=digest, parts=[parts[0], changed])),
+    ):
+        pass
 
 
 def test_an_sdist_is_taken_when_its_digest_is_given(index):
@@ -146,4 +167,50 @@ def test_a_changed_local_file_is_noticed(tmp_path):
     changed = LocalSource(kind="local", path=str(folder), sha256=of_folder)
     expected = rf"rows: sha256 is [0-9a-f]{{64}}, expected {of_folder}; if it was meant to change"
     with pytest.raises(InputError, match=expected), fetched(changed):
+        pass
+
+
+def test_what_programs_keep_in_a_folder_is_no_part_of_it(tmp_path):
+    """The Hub's client, git, Jupyter and file systems write there, at any time."""
+    folder = tmp_path / "rows"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.json").write_text('[{"a": "1"}]')
+    (folder / "deep" / "b.json").write_text('[{"a": "2"}]')
+    digest = local_sha256(folder)
+    hidden = (".cache/huggingface/a.metadata", ".git/index", ".ipynb_checkpoints/a.json", "deep/.nfs1.json")
+    for name in hidden:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('[{"a": "hidden"}]')
+    with fetched(LocalSource(kind="local", path=str(folder), sha256=digest)) as path:
+        assert tables.write_table(path, tmp_path / "rows.parquet", "rows") == 2
+    (folder / "deep" / "b.json").write_text("[2]")
+    assert local_sha256(folder) != digest
+    # a folder that is named itself may be hidden
+    folder.rename(tmp_path / ".rows")
+    assert local_sha256(tmp_path / ".rows") == local_sha256(shutil.copytree(tmp_path / ".rows", folder))
+
+
+def test_an_experiment_reads_what_git_does_not_track(tmp_path, monkeypatch):
+    """In the copy of the project that `dvc exp run --temp` runs in, also of a project inside a repository."""
+    project = tmp_path / "all" / "project"
+    copy = project / ".dvc" / "tmp" / "exps" / "standalone" / "tmp1" / "project"
+    copy.mkdir(parents=True)
+    (project / "rows.json").write_text("[1]")
+    (project.parent / "outside.json").write_text("[2]")
+    (project / "both.json").write_text("[3]")
+    (copy / "both.json").write_text("[4]")
+    monkeypatch.chdir(copy)
+    for name, content in (("rows.json", "[1]"), ("../outside.json", "[2]"), ("both.json", "[4]")):
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        with fetched(LocalSource(kind="local", path=name, sha256=digest)) as path:
+            assert path.read_text() == content
+        with (
+            pytest.raises(InputError, match=f"sha256 is {digest}, expected {'0' * 64}"),
+            fetched(LocalSource(kind="local", path=name, sha256="0" * 64)),
+        ):
+            pass
+    with (
+        pytest.raises(InputError, match=r"nowhere\.json: no such file or folder"),
+        fetched(LocalSource(kind="local", path="nowhere.json", sha256="0" * 64)),
+    ):
         pass

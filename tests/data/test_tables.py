@@ -46,11 +46,18 @@ def test_a_byte_order_mark_and_line_separators_inside_texts_are_no_trouble(tmp_p
     assert rows_of(tmp_path / "rows.jsonl", tmp_path) == [{"x": "a\u2028b"}, {"x": "\u2028"}]
 
 
+def test_a_hidden_file_is_read_if_it_is_named(tmp_path):
+    (tmp_path / ".rows.json").write_text('[{"x": 1}]')
+    assert rows_of(tmp_path / ".rows.json", tmp_path) == [{"x": 1}]
+
+
 def test_a_folder_of_parquet_files_is_one_table(tmp_path):
     (tmp_path / "in" / ".cache").mkdir(parents=True)
     pq.write_table(pa.table({"x": ["a", "b"]}), tmp_path / "in" / "train-0.parquet")
     pq.write_table(pa.table({"x": ["c"], "y": [1]}), tmp_path / "in" / "train-1.parquet")
     (tmp_path / "in" / ".cache" / "junk.json").write_text("{")
+    (tmp_path / "in" / ".rows.json").write_text("{")
+    (tmp_path / "in" / "README.md").write_text("two shards")
     assert rows_of(tmp_path / "in", tmp_path) == [
         {"x": "a", "y": None},
         {"x": "b", "y": None},
@@ -58,6 +65,16 @@ def test_a_folder_of_parquet_files_is_one_table(tmp_path):
     ]
     pq.write_table(pa.table({"x": [1.5]}), tmp_path / "in" / "train-2.parquet")
     with pytest.raises(InputError, match="mine: its files have columns of different types"):
+        rows_of(tmp_path / "in", tmp_path)
+
+
+@pytest.mark.parametrize("missed", ["b.jsonl.gz", "deep/b.CSV", "b.ndjson"])
+def test_a_folder_with_rows_that_would_be_missed_is_refused(missed, tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "a.JSONL").write_text('{"x": 1}')
+    assert rows_of(tmp_path / "in", tmp_path) == [{"x": 1}]
+    (tmp_path / "in" / missed).write_bytes(b"x")
+    with pytest.raises(InputError, match=f"in: found {missed}, expected a file that ends in"):
         rows_of(tmp_path / "in", tmp_path)
 
 
@@ -73,9 +90,9 @@ def test_a_row_of_another_kind_stays_in_its_place(tmp_path):
     stored = rows_of(tmp_path / "rows.json", tmp_path)
     assert [row["_invalid"] for row in stored] == [
         None,
-        "rows.json, row 1: `turns` is a text, expected a list as in most rows",
-        "rows.json, row 2: `n` is true or false, expected a number as in most rows",
-        "rows.json, row 3: `turns[]` is a list, expected an object as in most rows",
+        "rows.json, row 1: `turns` is a text, expected a list as in other rows",
+        "rows.json, row 2: `n` is true or false, expected a number as in other rows",
+        "rows.json, row 3: `turns[]` is a list, expected an object as in other rows",
         None,
     ]
     assert [row["n"] for row in stored] == [1, None, None, None, 4]
@@ -95,7 +112,7 @@ def test_a_row_of_another_kind_stays_in_its_place(tmp_path):
             "a.json, row 0: the row is a number, expected an object with named columns; "
             "none of the 2 rows can be used",
         ),
-        ("a.jsonl", b"<html>\n</html>", "a.jsonl, row 0: line 1 is not JSON"),
+        ("a.jsonl", b"<html>\n</html>", "a.jsonl: not JSON: found a page of HTML or XML"),
         ("a.json", b'[{"x": "\xff"}]', "a.json, row 0: `x` holds the byte 0xff, which is not UTF-8"),
         ("a.json", b'[{"\\ud800": 1}]', "holds the lone surrogate U+D800"),
         ("a.json", b"[" * 100_000, "a.json: not JSON"),
@@ -139,4 +156,4 @@ def test_every_pair_of_the_package_is_a_prompt_and_two_completions(tmp_path):
     assert len(rows) == 300 and sorted(rows[0]) == ["chosen", "conversations", "rejected"]
     for row in rows:
         prompt, chosen, rejected = to_pair(row, "sharegpt")
-        assert prompt[-1]["role"] == "user" and chosen["role"] == rejected["role"] == "assistant"
+        assert prompt.turns[-1]["role"] == "user" and chosen["role"] == rejected["role"] == "assistant"

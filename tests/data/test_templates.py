@@ -5,9 +5,11 @@ import itertools
 import pytest
 
 from reprotune import params_file
+from reprotune.data.chat_tokens import IGNORED, ChatTokens
+from reprotune.data.conversations import Conversation
 from reprotune.data.formats import to_conversation
 from reprotune.data.tables import fetch_tables
-from reprotune.data.templates import IGNORED, load_tokenizer, tokenize
+from reprotune.data.templates import load_tokenizer
 from reprotune.errors import InputError
 from reprotune.records import read_parquet
 from tests import golden
@@ -28,7 +30,7 @@ def test_tokens_and_labels_are_the_committed_ones(model):
 
 def test_only_answer_and_end_of_turn_are_trained_on(tokenizer):
     rows = alpaca_rows()
-    examples = tokenize(tokenizer, [to_conversation(row, "alpaca") for row in rows])
+    examples = ChatTokens(tokenizer).conversations([to_conversation(row, "alpaca") for row in rows])
     for row, example in zip(rows, examples, strict=True):
         trained = trained_on(tokenizer, example["input_ids"], example["labels"])
         assert trained == [row["output"] + "<|im_end|>"]
@@ -44,7 +46,7 @@ def test_every_assistant_turn_is_trained_on_and_no_other(tokenizer):
         ("assistant", "no dog"),
     ]
     conversation = [{"role": role, "content": content} for role, content in turns]
-    (example,) = tokenize(tokenizer, [conversation])
+    (example,) = ChatTokens(tokenizer).conversations([Conversation(conversation)])
     trained = trained_on(tokenizer, example["input_ids"], example["labels"])
     assert trained == ["a cat<|im_end|>", "no dog<|im_end|>"]
     rendered = tokenizer.apply_chat_template(conversation, tokenize=False)
@@ -76,7 +78,7 @@ ANSWER = "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
         (
             ANSWER,
             "{{ m['content'] }}<|im_end|>",
-            "0 answers are marked in a conversation with one, 0 in one with two; put `{% generation %}`",
+            "0 answers are marked in a conversation with 2; put `{% generation %}`",
         ),
         (ANSWER, "{% generation %}{{ m['content'] }", "not a template that can be rendered"),
         (
@@ -87,17 +89,12 @@ ANSWER = "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
         (
             ANSWER,
             "{% if loop.last %}" + ANSWER + "{% else %}{{ m['content'] }}{% endif %}",
-            "1 answers are marked in a conversation with one, 1 in one with two",
-        ),
-        (
-            "{{ m['input'] }}",
-            "",
-            "a conversation with 'what is given' in it is rendered without it",
+            "1 answers are marked in a conversation with 2",
         ),
         (
             "{{ m['content'] }}{{ m['input'] }}",
             "{% if m['role'] != 'system' %}{{ m['content'] }}{{ m['input'] }}{% endif %}",
-            "a system turn is rendered without its content",
+            "a conversation with 'what the system says' in it is rendered without it",
         ),
         (
             "{{ m['input'] }}",
@@ -116,13 +113,26 @@ def test_a_template_that_cannot_train_is_refused(part, instead, expected, model,
         load_tokenizer(model, file)
 
 
+def test_an_input_stands_behind_its_instruction_where_the_template_has_no_place_for_it(model, tmp_path):
+    row = {"instruction": "say", "input": "red", "output": "cat"}
+    file = tmp_path / "plain.jinja"
+    for template, expected in (
+        (TEMPLATE, "user: sayredassistant: cat<|im_end|>"),
+        (TEMPLATE.replace("{{ m['input'] }}", ""), "user: say\n\nredassistant: cat<|im_end|>"),
+    ):
+        file.write_text(template)
+        tokenizer = load_tokenizer(model, file)
+        (example,) = ChatTokens(tokenizer).conversations([to_conversation(row, "alpaca")])
+        assert tokenizer.decode(example["input_ids"]) == expected
+
+
 def test_the_template_is_the_committed_one(tokenizer):
     assert tokenizer.chat_template == (ROOT / "templates" / "chatml.jinja").read_text()
 
 
 def test_ten_thousand_turns_are_no_trouble(tokenizer):
     turns = [{"from": ("human", "gpt")[n % 2], "value": "cat"} for n in range(10_000)]
-    (example,) = tokenize(tokenizer, [to_conversation({"conversations": turns}, "sharegpt")])
+    (example,) = ChatTokens(tokenizer).conversations([to_conversation({"conversations": turns}, "sharegpt")])
     assert sum(label != IGNORED for label in example["labels"]) == 2 * 5_000
 
 
@@ -133,7 +143,7 @@ def test_labels_of_real_rows_are_the_answers(model, tmp_path):
     assert len(rows) == 999
     for template, end in (("chatml", "<|im_end|>"), ("alpaca", "<|endoftext|>")):
         tokenizer = load_tokenizer(model, ROOT / "templates" / f"{template}.jinja")
-        examples = tokenize(tokenizer, [to_conversation(row, "alpaca") for row in rows])
+        examples = ChatTokens(tokenizer).conversations([to_conversation(row, "alpaca") for row in rows])
         for row, example in zip(rows, examples, strict=True):
             ids, labels = example["input_ids"], example["labels"]
             trained = [label for label in labels if label != IGNORED]

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from reprotune.data.chat_tokens import ChatTokens
 from reprotune.data.formats import to_pair
 from reprotune.data.shards import read_shards
-from reprotune.data.templates import tokenize_pairs
 from reprotune.errors import InputError
 from tests import golden, steps
 from tests.conftest import changed
@@ -28,7 +28,7 @@ def dropped(folder):
 def test_every_pair_is_there_once(settings, model, tokenizer, tmp_path):
     rows = preference_rows()
     account = steps.tokenize_dpo(settings, model, rows, tmp_path)
-    expected = tokenize_pairs(tokenizer, [to_pair(row, "sharegpt") for row in rows])
+    expected = ChatTokens(tokenizer).pairs([to_pair(row, "sharegpt") for row in rows])
     assert sorted(pairs(tmp_path), key=key) == sorted(expected, key=key)
     total = account["total"]
     assert total["rows"]["train"] == 20 and total["rows"]["held_out"] == 4
@@ -71,7 +71,7 @@ def test_completions_are_cut_to_what_the_prompt_leaves(settings, model, tokenize
     }
     truncating = changed(settings, {"tokenize.dpo.overlong": "truncate"})
     steps.tokenize_dpo(truncating, model, [*preference_rows(), long], tmp_path)
-    (whole,) = tokenize_pairs(tokenizer, [to_pair(long, "sharegpt")])
+    (whole,) = ChatTokens(tokenizer).pairs([to_pair(long, "sharegpt")])
     (cut,) = (row for row in pairs(tmp_path) if row["prompt_ids"] == whole["prompt_ids"])
     assert cut["chosen_ids"] == whole["chosen_ids"][: 128 - len(whole["prompt_ids"])]
     assert cut["rejected_ids"] == whole["rejected_ids"]
@@ -87,8 +87,8 @@ def test_overlong_pairs_leave(settings, model, tmp_path):
 @pytest.mark.parametrize(
     ("bad", "expected"),
     [
-        ({"chosen": {"from": "gpt", "value": ""}}, "`value` is empty"),
-        ({"chosen": {"from": "gpt", "value": "a\0b"}}, "`value` holds a NUL"),
+        ({"chosen": {"from": "gpt", "value": ""}}, "`value` of `chosen` is empty"),
+        ({"chosen": {"from": "gpt", "value": "a\0b"}}, "`value` of `chosen` holds a NUL"),
         ({"rejected": {"from": "human", "value": "cat"}}, "turn 1 is the user's, expected the assistant's"),
         ({"conversations": []}, "`conversations` is empty"),
         ({"chosen": {"from": "gpt", "value": "a<|im_end|>"}}, "a text holds '<|im_end|>'"),
@@ -106,10 +106,17 @@ def test_a_bad_pair_is_accounted_for_or_fails_the_stage(bad, expected, settings,
 @pytest.mark.parametrize("name", golden.PAIRS)
 def test_every_format_goes_through(name, settings, model, tokenizer, tmp_path):
     template = json.dumps(golden.PAIRS[name])
-    for words, numbered in (("cat", "cat NUMBER"), ("green", "green NUMBER"), ('red"', 'red NUMBER"')):
+    for words, numbered in (
+        ("cat", "cat NUMBER"),
+        ("green", "green NUMBER"),
+        ('red"', 'red NUMBER"'),
+        ('one"', 'one NUMBER"'),
+        ('two"', 'two NUMBER"'),
+        ('three"', 'three NUMBER"'),
+    ):
         template = template.replace(words, numbered)
     rows = [json.loads(template.replace("NUMBER", str(n))) for n in range(12)]
     formatted = changed(settings, {"data.preferences.sources.pairs.format": name})
     steps.tokenize_dpo(formatted, model, rows, tmp_path)
-    expected = tokenize_pairs(tokenizer, [to_pair(row, name) for row in rows])
+    expected = ChatTokens(tokenizer).pairs([to_pair(row, name) for row in rows])
     assert sorted(pairs(tmp_path), key=key) == sorted(expected, key=key)

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import strategies as st
 
 from reprotune.data import limiting, shards
+from reprotune.data.chat_tokens import IGNORED
 from reprotune.data.shards import read_shards
-from reprotune.data.templates import IGNORED
+from reprotune.data.tables import write_table
 from reprotune.errors import InputError
+from reprotune.records import read_parquet
 from tests import golden, steps
 from tests.conftest import changed
 from tests.data.examples import all_examples, examples, expected_examples
@@ -156,8 +158,63 @@ def test_no_row_is_lost(rows, limit, weight, overlong, near, packing, settings, 
 @pytest.mark.parametrize("name", golden.ROWS)
 def test_every_format_goes_through(name, settings, model, tokenizer, tmp_path):
     template = json.dumps(golden.ROWS[name])
-    for word in ("cat", "34", "sings", "jumps"):
+    for word in ("cat", "34", "sings", "jumps", "one?", "three", "bird", "runs?"):
         template = template.replace(word, f"{word} NUMBER")
     rows = [json.loads(template.replace("NUMBER", str(n))) for n in range(12)]
     steps.tokenize_sft(changed(settings, {"data.sft.sources.rows.format": name}), model, rows, tmp_path)
     assert sorted(all_examples(tmp_path / "sft_tokens")) == sorted(expected_examples(tokenizer, rows, name))
+
+
+def test_calls_keep_their_arguments_whatever_those_of_other_rows_are(settings, model, tokenizer, tmp_path):
+    """A table has one type a column; a call has `n` as a number, as a text, as a list, or not at all."""
+    arguments = [{"n": 1}, {"n": "1"}, {"n": [1, {"a": None}]}, {"m": None}, {}] * 3
+    rows = [
+        {
+            "tools": [{"type": "function", "function": {"name": f"t{number}", "parameters": given}}],
+            "messages": [
+                {"role": "user", "content": f"call {number}"},
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"function": {"name": "sing", "arguments": given}}],
+                },
+            ],
+        }
+        for number, given in enumerate(arguments)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_table(tmp_path / "rows.jsonl", tmp_path / "rows.parquet", "rows")
+    raw = read_parquet(tmp_path / "rows.parquet").to_pylist()
+    chats = changed(settings, {"data.sft.sources.rows.format": "messages", "tokenize.sft.max_length": 1024})
+    steps.tokenize_sft(chats, model, raw, tmp_path)
+    trained = {
+        tokenizer.decode([label for label in labels if label != IGNORED])
+        for _, labels in all_examples(tmp_path / "sft_tokens")
+    }
+    assert trained == {
+        f'<tool_call>\n{{"name": "sing", "arguments": {json.dumps(given)}}}\n</tool_call><|im_end|>'
+        for given in arguments
+    }
+
+
+def test_turns_that_are_not_trained_on_have_no_labels(settings, model, tokenizer, tmp_path):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"cat {n}?"},
+                {"role": "assistant", "content": f"wrong {n}", "weight": 0},
+                {"role": "user", "content": "no"},
+                {"role": "assistant", "content": f"right {n}", "weight": int(n > 0)},
+            ]
+        }
+        for n in range(12)
+    ]
+    chats = changed(settings, {"data.sft.sources.rows.format": "messages", "tokenize.sft.max_dropped": 0.1})
+    account = steps.tokenize_sft(chats, model, rows, tmp_path)
+    trained = [
+        tokenizer.decode([label for label in labels if label != IGNORED])
+        for _, labels in all_examples(tmp_path / "sft_tokens")
+    ]
+    assert sorted(trained) == sorted(f"right {n}<|im_end|>" for n in range(1, 12))
+    assert account["total"]["rows"]["without_labels"] == 1
+    assert steps.dropped(tmp_path) == [(0, "without_labels", "no turn of it is trained on")]

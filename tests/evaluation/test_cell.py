@@ -1,23 +1,27 @@
 """A cell: its protocol is all that can move its score, and a killed one ends with the same bytes."""
 
 import argparse
+import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from reprotune import params
+from reprotune.data.templates import load_tokenizer
 from reprotune.errors import InputError
 from reprotune.evaluation import cell, generation
 from reprotune.evaluation.forward import SharedForward
+from reprotune.model import loading, saving
 from reprotune.records import read_metrics, read_parquet, write_parquet
 from tests.conftest import changed
 from tests.tiny import ROOT
 
 
-def run_cell(name: str, settings: params.Params, data, model, folder) -> dict:
+def run_cell(name: str, settings: params.Params, data, model, folder, adapter=None) -> dict:
     paths = argparse.Namespace(
         base=model,
-        adapter=None,
+        adapter=adapter,
         data=data / name,
         templates=ROOT / "templates",
         checkpoints=folder / "checkpoints",
@@ -75,6 +79,43 @@ def test_a_second_protocol_stands_beside_the_first(data, settings, model, tmp_pa
     assert all(prompt.startswith("Question:") for prompt in plain)
     assert all(prompt.startswith("<|im_start|>") for prompt in chat)
     assert all(prompt.endswith("<|im_start|>assistant\n") for prompt in chat)
+
+
+@pytest.mark.parametrize("own", [{}, {"repetition_penalty": 5.0}])
+def test_all_models_of_a_run_decode_alike(own, data, settings, model, tmp_path):
+    """The base, a new adapter on it and all of its weights, saved, give the same texts.
+
+    The base's own settings and its own end of a text hold for all, and stand in the protocol.
+    """
+    base = shutil.copytree(model, tmp_path / "base")
+    weights = load_file(model / "model.safetensors")
+    # a random model is nearly indifferent: larger weights make its texts differ
+    save_file(
+        {key: 3 * weight for key, weight in weights.items()}, base / "model.safetensors", {"format": "pt"}
+    )
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 40, 41], **own}))
+    settings = changed(settings, {"benchmarks.gsm8k.max_new_tokens": 16, "benchmarks.gsm8k.limit": 3})
+    tokenizer = load_tokenizer(base, ROOT / "templates" / "chatml.jinja")
+    generated, protocols = [], []
+    for method in ("base", "lora", "full"):
+        folder = tmp_path / method if method != "base" else None
+        if folder:
+            lora = changed(settings, {"lora.method": method}).lora
+            policy = loading.new_policy(base, settings.model, lora, 1)
+            saving.save_policy(policy, tokenizer, base, "float32", folder)
+        metrics = run_cell("gsm8k", settings, data, base, tmp_path, folder)
+        protocols.append((metrics["protocol"], protocol_parts(metrics)))
+        generated.append(read_parquet(tmp_path / "samples.parquet")["generation"].to_pylist())
+    assert generated[0] == generated[1] == generated[2] and len(set(generated[0])) > 1
+    assert protocols[0] == protocols[1] == protocols[2]
+    ends = sorted(["<|endoftext|>", "<|im_end|>", *tokenizer.convert_ids_to_tokens([40, 41])])
+    assert json.loads(protocols[0][1]["decoding"]) == {"ends": ends, **own}
+    # what greedy decoding does not follow, or a task sets itself, is no part of it
+    (base / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [41, 0, 40], "top_p": 0.5, "do_sample": True, "max_new_tokens": 3, **own})
+    )
+    assert run_cell("gsm8k", settings, data, base, tmp_path)["protocol"] == protocols[0][0]
+    assert protocol_parts(run_cell("hellaswag", settings, data, base, tmp_path))["decoding"] == "none"
 
 
 @pytest.mark.parametrize(("name", "killed_at"), [("hellaswag", 5), ("gsm8k", 30)])

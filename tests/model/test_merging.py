@@ -4,19 +4,22 @@ Talking to a model of the run in the terminal is tested here as well.
 """
 
 import io
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from reprotune import params_file
+from reprotune.data.templates import load_tokenizer
 from reprotune.errors import InputError
 from reprotune.evaluation import terminal_chat
-from reprotune.model import loading, merging
-from reprotune.records import read_metrics
+from reprotune.model import decoding, loading, merging, saving
+from reprotune.records import read_metrics, write_json
 from tests import steps
 from tests.conftest import changed
 from tests.tiny import ROOT, alpaca_rows
@@ -72,11 +75,8 @@ def test_the_merged_model_is_the_trained_one(method, settings, model, tokenizer,
             )
         )
     assert (whole - policy).abs().max() < 0.1 < 1 < (base - policy).abs().max(), "the trained part is in it"
-    assert (
-        AutoTokenizer.from_pretrained(paths.out).eos_token_id
-        == GenerationConfig.from_pretrained(paths.out).eos_token_id
-        == tokenizer.eos_token_id
-    )
+    ends = GenerationConfig.from_pretrained(paths.out).eos_token_id
+    assert AutoTokenizer.from_pretrained(paths.out).eos_token_id == ends[0] == tokenizer.eos_token_id
 
 
 def test_weights_are_the_base_s_own_plus_the_adapter_rounded_once(settings, model, tmp_path):
@@ -130,6 +130,7 @@ def test_known_differences():
 def test_a_model_can_be_talked_to(settings, model, tokenizer, monkeypatch, capsys):
     """It answers what the libraries give for the whole conversation, and /new forgets that."""
     policy = loading.load_base(model, settings.model)
+    policy.generation_config = decoding.of_run(model, tokenizer)
     lines = "the red cat\nand the dog\n/new\nthe red cat\n\nnever read\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     asked = []
@@ -154,12 +155,35 @@ def test_a_model_can_be_talked_to(settings, model, tokenizer, monkeypatch, capsy
             **inputs,
             max_new_tokens=8,
             do_sample=False,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
             pad_token_id=tokenizer.pad_token_id,
         )
         new_tokens = generated[0, inputs["input_ids"].shape[1] :]
         assert tokenizer.decode(new_tokens, skip_special_tokens=True) == text
     assert "".join(first.split()) in "".join(capsys.readouterr().out.split())
+
+
+def test_base_and_full_model_answer_by_the_base_s_settings(
+    world, settings, model, tmp_path, monkeypatch, capsys
+):
+    """The same weights, so the same answer, which a penalty of the base's changes."""
+    answers, full = [], changed(settings, {"lora.method": "full"})
+    monkeypatch.setattr(params_file, "load", lambda: full)
+    for own in ({}, {"repetition_penalty": 5.0}):
+        models = tmp_path / f"models{len(answers)}"
+        shutil.copytree(model, models / "base")
+        weights = {key: 3 * weight for key, weight in load_file(model / "model.safetensors").items()}
+        save_file(weights, models / "base" / "model.safetensors", {"format": "pt"})
+        write_json(models / "base" / "generation_config.json", {"eos_token_id": 0, **own})
+        policy = loading.new_policy(models / "base", full.model, full.lora, 1)
+        tokenizer = load_tokenizer(models / "base", steps.TEMPLATES / "chatml.jinja")
+        saving.save_policy(policy, tokenizer, models / "base", "float32", models / "sft")
+        for name in ("base", "sft"):
+            monkeypatch.setattr(sys, "stdin", io.StringIO("the red cat\n\n"))
+            capsys.readouterr()
+            terminal_chat.run(name, models, 12, 0.0, steps.TEMPLATES)
+            answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] != answers[2] == answers[3]
 
 
 def test_a_conversation_longer_than_the_context_is_refused(settings, model, tokenizer):

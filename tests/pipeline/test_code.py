@@ -82,7 +82,7 @@ def test_a_changed_function_makes_the_stages_stale_that_reach_it(file, expected,
 def test_a_changed_version_of_a_library_makes_the_stages_stale_that_import_it(folder):
     """The report prints versions, so requirements.lock is one of its deps."""
     stages = stale(folder, "requirements.lock", r"(?m)^trl==.*$", "trl==9.9.9")
-    assert stages == {"tokenize_sft", *TRAINING, "report"}
+    assert stages == {"fetch_model", "tokenize_sft", *TRAINING, "report"}
     assert not stages & CELLS
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.clones import DVC, ENVIRONMENT, call, own_copy, set_up, small_disk
+from tests.clones import DVC, ENVIRONMENT, call, own_copy, small_disk
 
 OUTS = ("data", "models", "evals")
 
@@ -18,7 +18,6 @@ def without_results(finished: Path, folder: Path) -> Path:
     """A clone of a finished run without outs, cache and dvc.lock."""
     call("git", "clone", "-q", str(finished), str(folder), cwd=finished)
     shutil.copytree(finished / "tiny", folder / "tiny", dirs_exist_ok=True)
-    set_up(folder)
     forget(folder)
     return folder
 

@@ -17,10 +17,10 @@ import pytest
 from dvc.repo import Repo
 from dvc.utils.serialize import modify_yaml
 
-from reprotune.pipeline import graph
+from reprotune import dvc_yaml
 from reprotune.records import read_json, read_metrics, read_parquet, write_parquet
 from tests import tiny
-from tests.clones import DVC, ENVIRONMENT, call, make_clone, own_copy, set_up, with_params
+from tests.clones import DVC, ENVIRONMENT, call, make_clone, own_copy, with_params
 from tests.pipeline.recorder import recorded
 
 
@@ -30,7 +30,6 @@ def rerun(finished, tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("rerun") / "a_much_longer_name" / "deeper"
     call("git", "clone", "-q", str(finished), str(folder), cwd=finished)
     shutil.copytree(finished / "tiny", folder / "tiny", dirs_exist_ok=True)
-    set_up(folder)
     # git has the report, so without --force DVC would not run that stage
     assert "Running stage 'report'" in call(*DVC, "repro", "--force", cwd=folder).stdout
     return folder, call("git", "status", "--short", cwd=folder).stdout
@@ -133,7 +132,7 @@ def test_scores_are_set_beside_those_of_a_revision(clones, tmp_path):
 
 def lists(stage: str, key: str) -> bool:
     """Whether dvc.yaml lists this key, or a section that holds it, among the params of the stage."""
-    names = [name for file, name in graph.declared(stage).params if file == graph.PARAMS]
+    names = [name for file, name in dvc_yaml.declared(stage).params if file == dvc_yaml.PARAMS]
     return any(name is None or key == name or key.startswith(f"{name}.") for name in names)
 
 

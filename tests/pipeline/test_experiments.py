@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from reprotune.data.sources import local_sha256
 from tests.clones import DVC, ENVIRONMENT, call, of_experiment, own_copy
 
 SHOW = ["exp", "show", "--only-changed"]
@@ -95,6 +98,24 @@ def test_a_queue_of_values_runs_side_by_side(clone):
         for folder in (clone, colleague)
     )
     assert pulled == pushed
+
+
+@pytest.mark.slow
+def test_an_experiment_reads_what_git_does_not_track(finished, tmp_path):
+    """It runs in a copy of what git tracks, here in a clone that was never set up."""
+    folder = own_copy(finished, tmp_path / "project" / "clone")
+    rows = [{"instruction": f"say {n}", "input": "", "output": f"it is {n}"} for n in range(20)]
+    (folder / "mine").mkdir()
+    for path in (folder / "mine" / "rows.json", folder.parent / "rows.json"):
+        path.write_text(json.dumps(rows))
+        source = {"path": os.path.relpath(path, folder), "sha256": local_sha256(path)}
+        options = [f"-S data.sft.sources.rows.source.{key}={value}" for key, value in source.items()]
+        command = ["exp", "run", "--temp", *" ".join(options).split(), "fetch_sft_data"]
+        printed = call(*DVC, *command, cwd=folder).stdout
+        assert "rows: 20 rows" in printed and "Ran experiment(s)" in printed, printed
+        # others, so that DVC does not take them from its run cache
+        rows.pop()
+        rows.append(rows[0] | {"output": "another"})
 
 
 @pytest.mark.soak

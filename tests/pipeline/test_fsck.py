@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from reprotune.data.sources import local_sha256
 from reprotune.dvc_lock import md5
 from reprotune.errors import InputError
 from reprotune.pipeline import fsck
@@ -151,12 +152,12 @@ def test_an_object_that_the_lock_names_is_missing(clone, check):
         (
             "metrics/dpo/gsm8k.json",
             "metrics/dpo/gsm8k.json: its md5 is ",
-            "git checkout metrics/dpo/gsm8k.json",
+            "git checkout HEAD metrics/dpo/gsm8k.json",
         ),
         (
             "metrics/dpo/gsm8k.json",
             "metrics/dpo/gsm8k.json: missing; ",
-            "git checkout metrics/dpo/gsm8k.json",
+            "git checkout HEAD metrics/dpo/gsm8k.json",
         ),
     ],
 )
@@ -292,3 +293,39 @@ def test_what_has_not_run_is_named(clone, check):
     assert "workspace: models/dpo: not in dvc.lock; `dvc repro dpo` makes it" in lines
     lock.write_text(before)
     assert check()[-1] == "nothing is wrong"
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("tiny/alpaca.json", "fetch_sft_data"),
+        ("tiny/model", "fetch_model"),
+        ("tiny/benchmarks/gsm8k", "fetch_benchmark@gsm8k"),
+    ],
+)
+def test_a_local_source_that_is_not_what_was_fetched(name, stage, clone, check):
+    """DVC does not look at it again; a clone of somebody else may not have it."""
+    source = clone / name
+    assert "Data and pipelines are up to date." in call(*DVC, "status", cwd=clone).stdout
+    before = local_sha256(source)
+    file = source if source.is_file() else next(iter(sorted(source.iterdir())))
+    content = file.read_bytes()
+    file.write_bytes(content + b"\n")
+    try:
+        assert "Data and pipelines are up to date." in call(*DVC, "status", cwd=clone).stdout
+        lines = check()
+        (line,) = [line for line in lines if line.startswith("source ")]
+        now = local_sha256(source)
+        assert line.startswith(
+            f"source {name}: its sha256 is {now}, {stage} fetched {before}; put the new one"
+        )
+        assert lines[-1] == "1 fault"
+        source.rename(clone / "elsewhere")
+        lines = check()
+        (line,) = [line for line in lines if line.startswith("source ")]
+        assert line.startswith(f"source {name}: not here; {stage} fetched it")
+        assert lines[-1] == "nothing is wrong"
+        (clone / "elsewhere").rename(source)
+    finally:
+        file.write_bytes(content)
+    assert not [line for line in check() if line.startswith("source ")]

@@ -6,9 +6,10 @@ import subprocess
 
 import pytest
 
+from reprotune import dvc_yaml
 from reprotune.errors import InputError
 from reprotune.fingerprints import locked_versions
-from reprotune.pipeline import graph, guard
+from reprotune.pipeline import guard
 from tests.clones import DVC, ENVIRONMENT, call, own_copy, with_params
 
 
@@ -139,4 +140,4 @@ def test_a_stage_that_is_no_longer_there_is_named(clone, monkeypatch):
     monkeypatch.chdir(clone)
     for name in ("nonsense", "evaluate@dpo-nonsense"):
         with pytest.raises(InputError, match=f"dvc.yaml: found no stage {name}, which DVC runs"):
-            graph.declared(name)
+            dvc_yaml.declared(name)

@@ -45,6 +45,17 @@ def test_a_chain_ends_at_pinned_sources():
     }
 
 
+def test_a_file_that_is_split_over_packages_is_named_with_all_of_them():
+    parts = [
+        {"kind": "pypi", "package": f"part{n}", "version": "1.0", "path": "a", "sha256": str(n)}
+        for n in (1, 2)
+    ]
+    params = {"model.source": {"kind": "split", "path": "whole.gguf", "sha256": "3", "parts": parts}}
+    assert lineage.source(params) == (
+        "whole.gguf, sha256 3; PyPI part1==1.0, a, sha256 1; PyPI part2==1.0, a, sha256 2"
+    )
+
+
 def test_a_number_is_found_by_its_name(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     value = json.loads((ROOT / "metrics" / "summary.json").read_text())["all"]["mean"]["dpo"]["score"]
@@ -119,3 +130,12 @@ def test_an_edited_file_of_a_folder_is_said(tmp_path, monkeypatch, capsys):
     assert "is not what" not in called(capsys, "report/report.md")
     (tmp_path / "report" / "report.md").write_text("better numbers")
     assert "report/report.md is not what report made: `dvc repro`" in called(capsys, "report/report.md")
+
+
+def test_why_there_is_no_commit_is_said(tmp_path, monkeypatch, capsys):
+    shutil.copy(ROOT / "dvc.lock", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert "(commit none; git says: fatal: not a git repository" in called(capsys, "models/dpo")
+    assert "fatal: not a git repository" in json.loads(called(capsys, "models/dpo", "--json"))["git"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "(commit none; git cannot be run: No such file or directory)" in called(capsys, "models/dpo")

@@ -8,9 +8,9 @@ import sys
 import pytest
 from dvc.repo import Repo
 
-from reprotune import fingerprints, params_file
+from reprotune import dvc_yaml, fingerprints, params_file
 from reprotune.errors import InputError
-from reprotune.pipeline import graph, plan, reads
+from reprotune.pipeline import plan, reads
 from stages import code
 from tests.clones import DVC, call, own_copy, with_params
 from tests.tiny import ROOT
@@ -79,7 +79,7 @@ def change_it(change: str, clone) -> None:
         if changed is None:
             section, _, key = change.rpartition(".")
             # the tiny params state fewer licences
-            value = graph.value_of(params_file.load().model_dump(), section or None).get(key)
+            value = dvc_yaml.value_of(params_file.load().model_dump(), section or None).get(key)
             changed = {"another": 1} if isinstance(value, dict) else "another"
         with_params(clone, **{change.replace(".", "__"): changed})
 

@@ -22,7 +22,7 @@ from reprotune.dvc_lock import md5
 from reprotune.pipeline.objects import OBJECT
 from reprotune.process import die_with_parent
 from tests import tiny
-from tests.clones import DVC, ENVIRONMENT, call, damage, own_copy, set_up, small_disk
+from tests.clones import DVC, ENVIRONMENT, call, damage, own_copy, small_disk
 
 pytestmark = pytest.mark.slow
 
@@ -55,11 +55,9 @@ class Storage:
 
     def used_by(self, clone: Path, **settings: str) -> Path:
         """Make this the remote of the clone, with settings that git ignores."""
-        set_up(clone)
         settings = {"url": self.url, **self.settings, **settings}
-        with (clone / ".dvc" / "config.local").open("a") as file:
-            file.write("['remote \"shared\"']\n")
-            file.writelines(f"    {key} = {value}\n" for key, value in settings.items())
+        lines = [f"    {key} = {value}\n" for key, value in settings.items()]
+        (clone / ".dvc" / "config.local").write_text("['remote \"shared\"']\n" + "".join(lines))
         return clone
 
 
@@ -228,7 +226,6 @@ def make_small(folder: Path, size_one: int = 1000, size_two: int = 1000) -> Path
     (folder / ".dvc").mkdir()
     for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"):
         (folder / name).write_bytes((tiny.ROOT / name).read_bytes())
-    set_up(folder)
     (folder / "data").mkdir()
     for name, size in (("one", size_one), ("two", size_two)):
         (folder / "data" / name).write_bytes(os.urandom(size))

@@ -7,17 +7,14 @@ tests/evaluation/test_sandbox.py.
 import ast
 import io
 import json
-import os
 import pickle
 import re
 import shutil
-import stat
 import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
-from dvc.repo import Repo
 from transformers import AutoTokenizer
 
 from reprotune import fingerprints, params
@@ -28,7 +25,7 @@ from reprotune.model import loading
 from reprotune.model.fetching import copy_checkpoint
 from reprotune.training import checkpoints
 from tests import steps, tiny
-from tests.clones import DVC, ENVIRONMENT, call, own_copy
+from tests.clones import DVC, ENVIRONMENT, own_copy
 
 SECRETS = {"HF_TOKEN": "hf_" + "s3cret" * 6, "AWS_SECRET_ACCESS_KEY": "aws" + "s3cret" * 6}
 
@@ -159,26 +156,6 @@ def test_of_an_archive_regular_files_alone_are_taken(tmp_path):
             info.type, info.linkname = kind, target
             tar.addfile(info, io.BytesIO())
     assert [name for name, _ in sources.members(archive)] == [f"rows-1.0/{tarfile.REGTYPE!r}"]
-
-
-def test_dvc_keeps_its_state_where_others_cannot_write(finished, tmp_path):
-    """DVC's machine-wide folder holds pickles, and by default everyone may write to it.
-
-    `make setup` puts it into the clone, and keeps the settings of the user.
-    """
-    folder = own_copy(finished, tmp_path / "clone")
-    shutil.rmtree(folder / ".dvc" / "site")
-    (folder / ".dvc" / "config.local").write_text("['remote \"shared\"']\n    url = /some/where\n")
-    (folder / ".venv").mkdir()
-    (folder / ".venv" / ".installed").touch()
-    for _ in range(2):
-        call("make", "--quiet", "setup", "--assume-old=requirements.lock", cwd=folder)
-        with Repo(str(folder)) as repo:
-            assert Path(repo.site_cache_dir).is_relative_to(folder / ".dvc" / "site")
-            assert repo.config["remote"]["shared"]["url"] == "/some/where"
-            assert repo.config["plots"]["html_template"] == f"{folder}/.venv/plots.html"
-    status = (folder / ".dvc" / "site").stat()
-    assert stat.S_IMODE(status.st_mode) == 0o700 and status.st_uid == os.getuid()
 
 
 @pytest.mark.slow

@@ -279,13 +279,28 @@ def test_the_stage_itself_is_loaded_code():
     assert "stages/evaluate.py" not in loaded
 
 
+def interrupted(folder: Path, seed: int) -> Path:
+    """The folder of a run that ends after its first checkpoint."""
+    with pytest.raises(KeyboardInterrupt), checkpoints.kept(folder, {"seed": seed}, []) as run:
+        checkpoints.save(run, 1, lambda checkpoint: (checkpoint / "file").write_text("a"))
+        raise KeyboardInterrupt
+    return run
+
+
 def test_the_newest_unfinished_runs_are_kept(tmp_path):
     """Enough to go back and forth between two params files, but not every value that was once tried."""
     for seed in range(5):
-        with pytest.raises(KeyboardInterrupt), checkpoints.kept(tmp_path, {"seed": seed}, []) as run:
-            checkpoints.save(run, 1, lambda folder: (folder / "file").write_text("a"))
-            raise KeyboardInterrupt
+        interrupted(tmp_path, seed)
     with checkpoints.kept(tmp_path, {"seed": 3}, []) as run:
         assert checkpoints.latest(run) == run / "checkpoint-1"
     left = [path for path in tmp_path.iterdir() if path.is_dir()]
     assert len(left) == 1 and checkpoints.latest(left[0])
+
+
+def test_a_run_resumes_though_others_are_dated_in_the_future(tmp_path):
+    """As by a clock that was years ahead."""
+    for seed in range(2):
+        os.utime(interrupted(tmp_path, seed), (2**32, 2**32))
+    interrupted(tmp_path, 2)
+    with checkpoints.kept(tmp_path, {"seed": 2}, []) as run:
+        assert checkpoints.latest(run) == run / "checkpoint-1"

@@ -6,7 +6,7 @@ import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
-from reprotune.data.templates import IGNORED
+from reprotune.data.chat_tokens import IGNORED
 from reprotune.training import pairs
 from tests.tiny import make_policy
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, GPTNeoXConfig
 
 from reprotune.data.templates import load_tokenizer
 from reprotune.errors import InputError
 from reprotune.model import loading, policies, saving
+from reprotune.planning import tracing
 from tests import steps
 from tests.conftest import changed
 from tests.tiny import ROOT, alpaca_rows
@@ -75,6 +77,67 @@ def test_an_unknown_target_is_named(settings, model):
         r"expected the end of a layer's name, such as \['down_proj'",
     ):
         loading.new_policy(model, settings.model, settings.lora, 1)
+
+
+@pytest.mark.parametrize(
+    ("tied", "target", "expected"),
+    [
+        (
+            True,
+            "embed_in",
+            "embed_in and lm_head share theirs .tie_word_embeddings., so merging would change",
+        ),
+        (True, "gpt_neox.embed_in", "found 'gpt_neox.embed_in', expected layers with weights of their own"),
+        (True, "lm_head", "which is the LM head lm_head, expected layers below it"),
+        (False, "lm_head", "which is the LM head lm_head, expected layers below it"),
+        (False, "mlp", "expected linear layers or embeddings"),
+        (False, "final_layer_norm", "expected linear layers or embeddings"),
+    ],
+)
+def test_a_target_that_cannot_have_an_adapter_is_refused(tied, target, expected, settings, tmp_path):
+    """Merging would move a tied LM head with the embeddings; the adapter alone does not."""
+    config = GPTNeoXConfig(
+        vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    settings = changed(settings, {"lora.target_modules": ["dense", target]})
+    with pytest.raises(InputError, match=rf"lora\.target_modules: .*{expected}"):
+        loading.new_policy(tmp_path, settings.model, settings.lora, 1)
+
+
+@pytest.mark.parametrize("target", ["decoder", "word_embeddings"])
+def test_tied_layers_are_known_whatever_their_names(target, settings):
+    """Preflight finds them too, before anything is fetched."""
+    config = BertConfig(
+        vocab_size=300, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
+        is_decoder=True,
+    )  # fmt: skip
+    settings = changed(settings, {"lora.target_modules": ["query", target]})
+    with pytest.raises(InputError, match=f"found '{target}', .*(LM head|share theirs)"):
+        tracing.policy(config, settings.model, settings.lora)
+
+
+def test_embeddings_of_their_own_can_have_an_adapter(settings, model, tmp_path):
+    """Where the LM head has other weights, the merged model predicts what the adapter does."""
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(model, tie_word_embeddings=False)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    settings = changed(settings, {"lora.target_modules": ["embed_tokens", "q_proj"]})
+    policy = loading.new_policy(tmp_path / "base", settings.model, settings.lora, 1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.05)
+    tokenizer = load_tokenizer(model, ROOT / "templates" / "chatml.jinja")
+    saving.save_policy(policy, tokenizer, tmp_path / "base", "float32", tmp_path / "adapter")
+    ids = torch.arange(3, 60)[None]
+    loaded = loading.load_policy(tmp_path / "base", tmp_path / "adapter", settings.model)
+    with policies.measuring(policy), policies.measuring(loaded):
+        expected, own = policy(ids).logits, loading.load_base(tmp_path / "base", settings.model)(ids).logits
+        torch.testing.assert_close(loaded(ids).logits, expected)
+        torch.testing.assert_close(loaded.merge_and_unload()(ids).logits, expected, atol=1e-5, rtol=1e-5)
+    assert (own - expected).abs().max() > 0.1
 
 
 def test_an_adapter_is_not_put_on_another_base(settings, model, tmp_path):

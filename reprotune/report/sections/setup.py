@@ -77,6 +77,8 @@ def source_text(source: params.Source) -> str:
         return say("Hub `{repo}` at `{revision}`", repo=source.repo, revision=source.revision)
     if isinstance(source, params.PypiSource):
         return f"PyPI `{source.package}=={source.version}`, `{source.path}`"
+    if isinstance(source, params.SplitSource):
+        return f"`{source.path}`: {' + '.join(map(source_text, source.parts))}"
     return say("local `{path}`", path=source.path)
 
 

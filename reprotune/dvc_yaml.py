@@ -23,6 +23,8 @@ class Declared:
 
     files: list[Path]
     """Deps that no stage makes."""
+    folders: list[Path]
+    """Deps in MADE."""
     params: list[tuple[Path, str | None]]
     """File and dotted key; no key stands for the whole file."""
     outs: list[Path]
@@ -44,8 +46,23 @@ def declared(name: str) -> Declared:
             f"{PIPELINE}: found no stage {name}, which DVC runs: it or its matrix changed since; "
             "`dvc repro` runs what is there now"
         )
-    values = content | {"item": item}
-    deps = map(Path, filled(entry.get("deps", []), values))
+    return filled_in(entry, content | {"item": item})
+
+
+def all_stages() -> dict[str, Declared]:
+    """Every stage by DVC's name for it."""
+    content, pipeline = load(PARAMS) or {}, load(PIPELINE) or {"stages": {}}
+    return {
+        "@".join(filter(None, (stage, "-".join(map(str, item.values()))))): filled_in(
+            entry, content | {"item": item}
+        )
+        for stage, entry in pipeline["stages"].items()
+        for item in cells(entry.get("matrix", {}), content)
+    }
+
+
+def filled_in(entry: Mapping[str, Any], values: Mapping[str, Any]) -> Declared:
+    deps = [Path(path) for path in filled(entry.get("deps", []), values)]
     outs = [
         out if isinstance(out, str) else next(iter(out))
         for kind in ("outs", "metrics", "plots")
@@ -53,6 +70,7 @@ def declared(name: str) -> Declared:
     ]
     return Declared(
         files=[path for path in deps if path.parts[0] not in MADE],
+        folders=[path for path in deps if path.parts[0] in MADE],
         params=list(declared_params(entry, values)),
         outs=[Path(path) for path in filled(outs, values)],
     )

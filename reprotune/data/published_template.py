@@ -1,0 +1,67 @@
+"""A run's chat template as it is published: without the marks of what was trained on.
+
+`{% generation %}` is an extension of transformers', which llama.cpp, text-generation-webui and plain Jinja
+refuse.
+"""
+
+import re
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from reprotune.errors import InputError
+
+NOT_A_MARK = (
+    r"\{#.*?#\}",
+    r"\{%[-+]?\s*raw\s*[-+]?%\}.*?\{%[-+]?\s*endraw\s*[-+]?%\}",
+    r"""\{\{(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|.)*?\}\}""",
+)
+"""What may hold a mark's text and is no mark: comments, raw text, strings."""
+MARK = re.compile(
+    "|".join([*NOT_A_MARK, r"\{%(?P<left>[-+]?)\s*(?:end)?generation\s*(?P<right>[-+]?)%\}"]), re.DOTALL
+)
+CONVERSATION = [
+    {"role": role, "content": content}
+    for role, content in (
+        ("system", "a"),
+        ("user", "b"),
+        ("assistant", "c"),
+        ("user", "d"),
+        ("assistant", "e"),
+    )
+]
+
+
+def without_marks(template: str) -> str:
+    """The template without the extension; an empty comment trims the whitespace around it as the mark did."""
+
+    def replaced(found: re.Match[str]) -> str:
+        return found[0] if found["left"] is None else f"{{#{found['left']} {found['right']}#}}"
+
+    return MARK.sub(replaced, template)
+
+
+def check(tokenizer: PreTrainedTokenizerBase, template: Path) -> None:
+    """Refuse a template that renders otherwise without its marks.
+
+    A mark hides the variables that are set inside it from what stands outside.
+
+    Args:
+        tokenizer: with this template.
+
+    Raises:
+        InputError: it does.
+    """
+    published = without_marks(tokenizer.chat_template)
+    for turns in (CONVERSATION, CONVERSATION[1:]):
+        try:
+            marked = tokenizer.apply_chat_template(turns, tokenize=False)
+        except Exception:
+            # it refuses system turns, in whatever way
+            continue
+        plain = tokenizer.apply_chat_template(turns, tokenize=False, chat_template=published)
+        if plain != marked:
+            raise InputError(
+                f"{template}: without `{{% generation %}}`, which other programs do not know, it renders "
+                f"{plain!r}, expected {marked!r}; set no variable inside it that is read outside"
+            )
