@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from reprotune import dvc_yaml, outs, params_file
 from reprotune.data.sources import local_sha256
 from reprotune.errors import InputError
-from tests.clones import DVC, call, make_clone, own_copy, set_up, with_params
+from tests.clones import DVC, call, make_clone, own_copy, with_params
 from tests.conftest import changed
 
 KEYS = {
@@ -158,7 +158,6 @@ def searched(tmp_path_factory) -> Path:
 def copied(searched: Path, folder: Path) -> Path:
     """A clone with its own cache, in which all that has run is checked out."""
     call("git", "clone", "-q", str(searched), str(folder), cwd=searched)
-    set_up(folder)
     shutil.copytree(searched / ".dvc" / "cache", folder / ".dvc" / "cache")
     # other stages have not run, so that it fails
     call(*DVC, "checkout", cwd=folder, check=False)

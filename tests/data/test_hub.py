@@ -247,7 +247,10 @@ def test_a_model_and_rows_come_whole_through_their_stages(hub, world, model, tmp
     wanted = {
         file.name: file.read_bytes() for file in model.iterdir() if file.suffix in (".safetensors", ".json")
     }
-    assert {file.name: file.read_bytes() for file in (tmp_path / "models/base").iterdir()} == wanted
+    found = {file.name: file.read_bytes() for file in (tmp_path / "models/base").iterdir()}
+    # written beside what was fetched
+    assert found.pop("source.json") and found.pop("own_template.jinja")
+    assert found == wanted
     assert read_parquet(tmp_path / "data/raw/sft/rows.parquet").to_pylist() == tiny.alpaca_rows()
     assert not [path for _, path, _, _ in hub.requests if path.endswith(("pytorch_model.bin", "LICENSE"))]
 

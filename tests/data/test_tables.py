@@ -18,7 +18,9 @@ from tests.tiny import ROOT
 
 def source(path) -> SftSource:
     return SftSource(
-        source=LocalSource(kind="local", path=str(path), sha256=local_sha256(path)), format="alpaca"
+        source=LocalSource(kind="local", path=str(path), sha256=local_sha256(path)),
+        format="alpaca",
+        ignore=[],
     )
 
 

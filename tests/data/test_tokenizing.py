@@ -64,7 +64,7 @@ BAD = {
     "a missing key": (b'{"instruction": "say", "input": ""}', "`output` is missing"),
     "a wrong type": (
         b'{"instruction": "say", "input": "", "output": ["a"]}',
-        "`output` is a list, expected a text as in most rows",
+        "`output` is a list, expected a text as in other rows",
     ),
     "an empty answer": (b'{"instruction": "say", "input": "", "output": ""}', "`output` is empty"),
     "no object": (b'["say"]', "the row is a list, expected an object"),
@@ -144,8 +144,8 @@ def test_a_parquet_row_that_cannot_be_read_is_accounted_for(settings, model, tmp
     )
     pq.write_table(table, tmp_path / "rows.parquet")
     write_table(tmp_path / "rows.parquet", tmp_path / "raw_sft" / "rows.parquet", "rows")
-    allowing = changed(settings, {"tokenize.sft.max_dropped": 0.02})
-    tokenize_sft(allowing, steps.tokenize_paths(model, tmp_path, "sft"))
+    values = {"tokenize.sft.max_dropped": 0.02, "data.sft.sources.rows.ignore": ["when"]}
+    tokenize_sft(changed(settings, values), steps.tokenize_paths(model, tmp_path, "sft"))
     (first, second) = steps.dropped(tmp_path)
     assert first[:2] == (100, "invalid")
     assert "a value cannot be read: 'utf-8' codec can't decode byte 0xe9" in first[2]

@@ -195,7 +195,7 @@ def test_an_object_at_fault_on_a_remote(what, clone, shared, check):
     assert ("damaged, " if what == "damaged" else "missing; `dvc push`") in lines[0]
     assert (
         f"{listing} (models/base): list of a folder with "
-        "1 of its 5 files missing or damaged (model.safetensors)" in lines[1]
+        "1 of its 6 files missing or damaged (model.safetensors)" in lines[1]
     )
     assert state(clone, shared) == before
     check(remove=True)

@@ -165,8 +165,8 @@ def test_changes_are_answered(monkeypatch, capsys):
         "dpo.beta: dpo, report; behind, if what those make differs: evaluate@dpo-*, compare, merge",
         "stages/compare.py: compare; behind, if what those make differs: report",
         "reprotune/report/figures.py: report",
-        "trl: tokenize_sft, sft, reference, dpo, report; behind, if what those make differs: "
-        "evaluate@sft-*, evaluate@dpo-*, compare, merge",
+        "trl: fetch_model, tokenize_sft, sft, reference, dpo, report; behind, if what those make differs: "
+        "tokenize_dpo, evaluate, compare, merge",
         "reprotune/cli.py: nothing",
     ]
     for unknown in ("dpo.betta", "reprotune/nothing.py", "numpy"):
