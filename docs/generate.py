@@ -43,8 +43,8 @@ ENVIRONMENT = (
 STAGES_HEAD = """# Stages
 
 The stages of [dvc.yaml](../../dvc.yaml), in the order of that file. `<benchmark>` stands for each name in
-`evaluate.benchmarks`, `<model>` for `base`, `sft` and `dpo`. Each stage also reads its entry of `code.yaml`,
-the fingerprint of its code.
+`evaluate.benchmarks`, `<model>` for `base`, `sft` and `dpo`, `<key>` for the name of a source. Each stage
+also reads its entry of `code.yaml`, the fingerprint of its code.
 """
 
 FORMATS_HEAD = """# Formats
@@ -119,12 +119,15 @@ def stages_page() -> str:
 
 
 def stage_part(name: str, entry: Mapping[str, Any]) -> str:
+    each = f" One run for each {' and '.join(entry['matrix'])}." if "matrix" in entry else ""
+    if "foreach" in entry:
+        each = f" One run for each of `{entry['foreach'][2:-1]}`."
+        entry = entry["do"]
     listed = {
         "files": entries(entry.get("deps", [])),
         "params": [key for key in entries(entry.get("params", [])) if key != "code.yaml"],
         "writes": [out for kind in ("outs", "metrics", "plots") for out in entries(entry.get(kind, []))],
     }
-    each = f" One run for each {' and '.join(entry['matrix'])}." if "matrix" in entry else ""
     lines = [f"- {kind}: {', '.join(map(code, names))}\n" for kind, names in listed.items() if names]
     return f"## {name}\n\n{entry['desc']}.{each}\n\n{''.join(lines)}"
 
@@ -192,7 +195,7 @@ def changes_by_stages(pipeline: Pipeline, settings: params.Params) -> dict[tuple
     for change in (*keys(settings), *pipeline.files(), *fingerprints.LIBRARIES, *modules):
         benchmark = next((name for name in names if f".{name}." in f".{change}."), None)
         shown = change if benchmark is None else change.replace(benchmark, "<b>")
-        group = groups.setdefault(texts(pipeline, pipeline.reading(change), names, benchmark), [])
+        group = groups.setdefault(texts(pipeline, pipeline.reading(change), benchmark), [])
         if shown not in group:
             group.append(shown)
     return groups

@@ -1,4 +1,4 @@
-"""Stages as dvc.yaml declares them, with the values of their matrix filled in."""
+"""Stages as dvc.yaml declares them, with the values of `matrix` and `foreach` filled in."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -36,28 +36,21 @@ def declared(name: str) -> Declared:
     Raises:
         InputError: dvc.yaml has no such stage.
     """
-    content, pipeline = load(PARAMS) or {}, load(PIPELINE) or {"stages": {}}
-    stage, _, wanted = name.partition("@")
-    entry = pipeline["stages"].get(stage)
-    items = [] if entry is None else list(cells(entry.get("matrix", {}), content))
-    item = next((item for item in items if "-".join(map(str, item.values())) == wanted), None)
-    if item is None:
+    if (stage := all_stages().get(name)) is None:
         raise InputError(
-            f"{PIPELINE}: found no stage {name}, which DVC runs: it or its matrix changed since; "
-            "`dvc repro` runs what is there now"
+            f"{PIPELINE}: found no stage {name}, which DVC runs: it, or the list that it is one of, changed "
+            "since; `dvc repro` runs what is there now"
         )
-    return filled_in(entry, content | {"item": item})
+    return stage
 
 
 def all_stages() -> dict[str, Declared]:
     """Every stage by DVC's name for it."""
     content, pipeline = load(PARAMS) or {}, load(PIPELINE) or {"stages": {}}
     return {
-        "@".join(filter(None, (stage, "-".join(map(str, item.values()))))): filled_in(
-            entry, content | {"item": item}
-        )
-        for stage, entry in pipeline["stages"].items()
-        for item in cells(entry.get("matrix", {}), content)
+        "@".join(filter(None, (name, instance))): filled_in(entry.get("do", entry), content | values)
+        for name, entry in pipeline["stages"].items()
+        for instance, values in instances(entry, content)
     }
 
 
@@ -85,14 +78,18 @@ def declared_params(entry: Mapping[str, Any], values: Mapping[str, Any]) -> Iter
                 yield from ((Path(file), key) for key in filled(keys, values))
 
 
-def cells(matrix: Mapping[str, Any], content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The values of each combination; one empty combination where there is no matrix."""
+def instances(entry: Mapping[str, Any], content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The stages that an entry stands for: what their names have behind `@`, and the values of their keys."""
+    if "foreach" in entry:
+        for key, item in value_of(content, entry["foreach"][2:-1]).items():
+            yield key, {"key": key, "item": item}
+        return
     lists = {
         key: value_of(content, values[2:-1]) if isinstance(values, str) else values
-        for key, values in matrix.items()
+        for key, values in entry.get("matrix", {}).items()
     }
     for combination in product(*lists.values()):
-        yield dict(zip(lists, combination, strict=True))
+        yield "-".join(map(str, combination)), {"item": dict(zip(lists, combination, strict=True))}
 
 
 def filled(texts: list[str], values: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """Outs hold what stages made and nothing else: no source lies there, and nothing that params no longer name.
 
-DVC deletes a stage's outs before it runs the stage.
+DVC deletes a stage's outs before it runs the stage, unless dvc.yaml says `persist`.
 """
 
 import os
@@ -58,7 +58,7 @@ def places() -> Iterator[tuple[Path, str]]:
     stages = dvc_yaml.all_stages()
     for name, stage in stages.items():
         for out in stage.outs:
-            yield out, f"an out of {name}, which DVC deletes before it runs {name}"
+            yield out, f"an out of {name}, which is deleted when {name} runs"
     for name, stage in stages.items():
         for dep in stage.folders:
             yield dep, f"where stages write what {name} reads"

@@ -40,6 +40,11 @@ def load(path: Path = PARAMS_FILE, resolve: Resolve = lambda *_: None) -> Params
             f"{path}: no such file; `git checkout {path}` restores it, `cp recipes/... {path}` takes another"
         ) from None
     except (YAMLError, ValueError, RecursionError, OSError) as error:
+        if line := conflict(path):
+            raise InputError(
+                f"{path}: line {line} is the mark of a merge conflict; keep one side, remove "
+                f"the marks, then `git add {path}`"
+            ) from error
         raise InputError(f"{path}: not YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(
@@ -54,6 +59,12 @@ def load(path: Path = PARAMS_FILE, resolve: Resolve = lambda *_: None) -> Params
     if problems:
         raise InputError(f"{path}: " + f"\n{path}: ".join(problems))
     return params
+
+
+def conflict(path: Path) -> int:
+    """The number of the line in which git marks a conflict; 0 if there is none."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((number for number, line in enumerate(lines, 1) if line.startswith("<<<<<<< ")), 0)
 
 
 def inconsistent(params: Params) -> Iterator[str]:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 from reprotune.errors import InputError, disk_full, first_line
 
@@ -42,6 +43,8 @@ def command(main: Callable[[], None], watched: AbstractContextManager[None] | No
             main()
         for action in _at_success:
             action()
+        if LAUNCHED in os.environ:
+            leave()
     except InputError as error:
         sys.exit(f"error: {error}")
     except FileNotFoundError as error:
@@ -63,6 +66,17 @@ def command(main: Callable[[], None], watched: AbstractContextManager[None] | No
         raise
 
 
+def leave() -> NoReturn:
+    """End a launched process without Python's finalization, with exit code 0.
+
+    A thread of gloo that frees a tensor meanwhile aborts the process, though all is saved
+    (https://github.com/pytorch/pytorch/pull/179291). Seen with torch 2.13.0.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def at_success(action: Callable[[], None]) -> None:
     """Run `action` once nothing can fail any more: at the end of the command, or now where none runs.
 
@@ -74,10 +88,16 @@ def at_success(action: Callable[[], None]) -> None:
         _at_success.append(action)
 
 
-def paths(description: str | None, *names: str) -> argparse.Namespace:
-    """The paths that dvc.yaml passes to a stage: one required option for each name."""
+def arguments(description: str | None, *paths: str, of: str | None = None) -> argparse.Namespace:
+    """What dvc.yaml passes to a stage: one required option for each path.
+
+    Args:
+        of: a stage that runs once for each source, or benchmark, has the name of one as its first argument.
+    """
     parser = argparse.ArgumentParser(description=description)
-    for name in names:
+    if of is not None:
+        parser.add_argument(of)
+    for name in paths:
         parser.add_argument(f"--{name}", type=Path, required=True)
     return parser.parse_args()
 

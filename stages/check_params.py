@@ -12,7 +12,7 @@ from reprotune.records import write_text
 
 
 def main() -> None:
-    out = process.paths(__doc__, "out").out
+    out = process.arguments(__doc__, "out").out
     settings = params_file.load(resolve=hub.commit_of)
     outs.check_sources(settings)
     tasks.check_benchmarks(settings)

@@ -11,7 +11,7 @@ from reprotune.records import write_text
 
 
 def main() -> None:
-    out = process.paths(__doc__, "out").out
+    out = process.arguments(__doc__, "out").out
     found = fingerprints.of_stages(Path.cwd())
     write_text(out, "".join(f"{name}: {digest}\n" for name, digest in found.items()))
     print(f"{len(found)} stages have a fingerprint in {out}")

@@ -6,7 +6,7 @@ from reprotune.pipeline.guard import stage
 
 
 def main() -> None:
-    paths = process.paths(
+    paths = process.arguments(
         __doc__, "metrics", "evals", "contamination", "summary", "markdown", "means", "plot"
     )
     compare.run(params_file.load(), **vars(paths))

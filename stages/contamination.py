@@ -6,7 +6,7 @@ from reprotune.pipeline.guard import stage
 
 
 def main() -> None:
-    paths = process.paths(__doc__, "raw", "out", "metrics")
+    paths = process.arguments(__doc__, "raw", "out", "metrics")
     contamination.run(params_file.load(), paths)
 
 

@@ -6,7 +6,7 @@ from reprotune.training import dpo, launching
 
 
 def main() -> None:
-    paths = process.paths(
+    paths = process.arguments(
         __doc__,
         "base",
         "adapter",

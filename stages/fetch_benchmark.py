@@ -1,19 +1,13 @@
 """Fetch one benchmark's rows to `data/raw/benchmarks/<b>`, in the columns that the Hub has."""
 
-import argparse
-from pathlib import Path
-
-from reprotune import params_file
+from reprotune import params_file, process
 from reprotune.data import benchmarks
 from reprotune.pipeline.guard import stage
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name")
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    benchmarks.run(arguments.name, params_file.load().benchmarks[arguments.name], arguments.out)
+    found = process.arguments(__doc__, "out", of="benchmark")
+    benchmarks.run(found.benchmark, params_file.load().benchmarks[found.benchmark], found.out)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from reprotune.pipeline.guard import stage
 
 
 def main() -> None:
-    paths = process.paths(__doc__, "out")
+    paths = process.arguments(__doc__, "out")
     fetching.run(params_file.load().model, paths.out)
 
 

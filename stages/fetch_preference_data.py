@@ -1,13 +1,14 @@
-"""Fetch the preference pairs from their pinned sources to `data/raw/preferences`, columns unchanged."""
+"""Fetch one source of preference pairs to `data/raw/preferences/<source>.parquet`, columns unchanged."""
 
 from reprotune import params_file, process
-from reprotune.data.tables import fetch_tables
+from reprotune.data import tables
 from reprotune.pipeline.guard import stage
 
 
 def main() -> None:
-    paths = process.paths(__doc__, "out")
-    fetch_tables(params_file.load().data.preferences.sources, paths.out)
+    found = process.arguments(__doc__, "out", of="source")
+    source = params_file.load().data.preferences.sources[found.source].source
+    tables.run(found.source, source, found.out)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Fetch the instruction rows from their pinned sources to `data/raw/sft`, columns unchanged."""
+"""Fetch one source of instruction rows to `data/raw/sft/<source>.parquet`, columns unchanged."""
 
 from reprotune import params_file, process
-from reprotune.data.tables import fetch_tables
+from reprotune.data import tables
 from reprotune.pipeline.guard import stage
 
 
 def main() -> None:
-    paths = process.paths(__doc__, "out")
-    fetch_tables(params_file.load().data.sft.sources, paths.out)
+    found = process.arguments(__doc__, "out", of="source")
+    source = params_file.load().data.sft.sources[found.source].source
+    tables.run(found.source, source, found.out)
 
 
 if __name__ == "__main__":

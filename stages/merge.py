@@ -6,7 +6,7 @@ from reprotune.pipeline.guard import stage
 
 
 def main() -> None:
-    paths = process.paths(__doc__, "base", "adapter", "data", "templates", "out", "metrics")
+    paths = process.arguments(__doc__, "base", "adapter", "data", "templates", "out", "metrics")
     merging.run(params_file.load(), paths)
 
 

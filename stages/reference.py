@@ -6,7 +6,9 @@ from reprotune.training import launching, reference
 
 
 def main() -> None:
-    paths = process.paths(__doc__, "base", "adapter", "data", "templates", "configs", "checkpoints", "out")
+    paths = process.arguments(
+        __doc__, "base", "adapter", "data", "templates", "configs", "checkpoints", "out"
+    )
     settings = params_file.load()
     if not launching.relaunched(
         "stages.reference", launching.config(paths.configs, settings.model.quantization)

@@ -6,7 +6,7 @@ from reprotune.report import report
 
 
 def main() -> None:
-    paths = process.paths(__doc__, "metrics", "evals", "plots", "page", "lock", "out")
+    paths = process.arguments(__doc__, "metrics", "evals", "plots", "page", "lock", "out")
     report.run(params_file.load(), **vars(paths))
 
 

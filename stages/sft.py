@@ -6,7 +6,7 @@ from reprotune.training import launching, sft
 
 
 def main() -> None:
-    paths = process.paths(
+    paths = process.arguments(
         __doc__, "base", "data", "templates", "configs", "checkpoints", "out", "metrics", "plots", "measured"
     )
     settings = params_file.load()

@@ -6,7 +6,9 @@ from reprotune.pipeline.guard import stage
 
 
 def main() -> None:
-    paths = process.paths(__doc__, "raw", "base", "templates", "contamination", "out", "dropped", "metrics")
+    paths = process.arguments(
+        __doc__, "raw", "base", "templates", "contamination", "out", "dropped", "metrics"
+    )
     settings = params_file.load()
     tokenizing.instructions(settings, paths, packing.packer(settings.tokenize.sft))
 

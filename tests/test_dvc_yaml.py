@@ -14,7 +14,7 @@ from reprotune import dvc_yaml, fingerprints, params
 from tests.tiny import ROOT
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-STAGES = PIPELINE["stages"]
+STAGES = {name: entry.get("do", entry) for name, entry in PIPELINE["stages"].items()}
 SECTIONS = {
     cls.__name__: cls
     for cls in vars(params).values()
@@ -38,7 +38,7 @@ def test_the_fingerprints_are_those_of_the_code():
 
 
 def test_a_stage_is_found_as_dvc_declares_it(monkeypatch):
-    """`dvc_yaml.declared` fills in matrix and values as DVC's resolver does."""
+    """`dvc_yaml.declared` fills in matrix, foreach and values as DVC's resolver does."""
     monkeypatch.chdir(ROOT)
     with Repo(str(ROOT)) as repo:
         stages = repo.index.stages
@@ -90,7 +90,7 @@ def test_stages_are_described_and_named_like_their_modules():
 def test_commands_hold_no_values():
     for stage, body in STAGES.items():
         variables = set(re.findall(r"\$\{([^}]*)\}", body["cmd"]))
-        assert variables <= {"item.model", "item.benchmark"}, stage
+        assert variables <= {"item.model", "item.benchmark", "key"}, stage
 
 
 def test_evaluate_is_three_models_by_the_benchmarks():

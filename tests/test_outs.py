@@ -72,6 +72,33 @@ def test_a_source_in_an_out_is_still_there_after_dvc_repro(kind, path, file, par
     shutil.rmtree(params / Path(file).parts[0])
 
 
+@pytest.mark.parametrize(
+    ("kind", "stage", "path", "file"),
+    [
+        ("model", "fetch_model", "models/base", "models/base/mine.safetensors"),
+        ("sft", "fetch_sft_data@rows", "data/raw/sft/rows.parquet", "data/raw/sft/rows.parquet"),
+        (
+            "benchmark",
+            "fetch_benchmark@gsm8k",
+            "data/raw/benchmarks/gsm8k",
+            "data/raw/benchmarks/gsm8k/mine.parquet",
+        ),
+    ],
+)
+def test_so_it_is_where_check_params_does_not_run(kind, stage, path, file, searched, tmp_path):
+    folder = copied(searched, tmp_path / "clone")
+    (folder / file).unlink(missing_ok=True)
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text("the only copy")
+    with_params(
+        folder, **{KEYS[kind]: {"kind": "local", "path": path, "sha256": local_sha256(folder / path)}}
+    )
+    result = call(*DVC, "repro", "--single-item", stage, cwd=folder, check=False)
+    assert result.returncode != 0
+    assert f"params.yaml: {KEYS[kind].replace('__', '.')}.path: found {path!r}" in result.stdout
+    assert (folder / file).read_text() == "the only copy"
+
+
 def test_every_out_is_refused_for_every_kind(params):
     """A source that is, lies in or holds an out; metrics, plots and outs of a matrix are among them."""
     made = {str(out) for stage in dvc_yaml.all_stages().values() for out in stage.outs}
@@ -191,7 +218,8 @@ def test_a_removed_source_leaves_nothing(searched, tmp_path):
     with_params(folder, data__sft__sources=sft["sources"], data__sft__mix=sft["mix"])
     call(*DVC, "repro", "contamination", cwd=folder)
     assert [file.name for file in raw.iterdir()] == ["rows.parquet"]
-    assert call("git", "status", "--short", cwd=folder).stdout == ""
+    # DVC keeps what it locked of a stage that is gone
+    assert call("git", "status", "--short", cwd=folder).stdout == " M dvc.lock\n"
 
 
 def test_what_another_branch_left_is_named_and_dvc_checkout_removes_it(searched, tmp_path):

@@ -54,6 +54,7 @@ BROKEN = {
     "unknown policy": ("    overlong: drop", "    overlong: skip", ["tokenize.sft.overlong: found 'skip'", "'drop', 'truncate' or 'error'"]),  # noqa: E501
     "no column": ("    gsm8k: question\n", "", ["contamination.columns: found no 'gsm8k'", "each of evaluate.benchmarks"]),  # noqa: E501
     "not yaml": ("seed: 42", "seed: [42", ["not YAML"]),
+    "a merge with conflicts": ("seed: 42", "<<<<<<< HEAD\nseed: 42\n=======\nseed: 7\n>>>>>>> theirs", ["the mark of a merge conflict", "keep one side"]),  # noqa: E501
     "unknown kind": ("kind: pypi", "kind: ftp", ["model.source: found", "'hub', 'pypi', 'local'"]),
 }  # fmt: skip
 

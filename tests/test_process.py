@@ -62,6 +62,17 @@ def test_what_is_left_for_the_end_runs_after_success_alone(tmp_path):
     assert failed.returncode == 1 and "at the end" not in failed.stdout
 
 
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_launched_process_ends_without_finalization(launched, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPROTUNE_LAUNCHED", "1") if launched else None
+    code = "import atexit; from reprotune import process; atexit.register(print, 'finalized')\n"
+    result = python(f"{code}process.command(lambda: print('done', end=' '))", tmp_path)
+    assert result.returncode == 0
+    assert result.stdout == "done " + ("" if launched else "finalized\n")
+    failed = python(f"{code}process.command(lambda: open('/none'))", tmp_path)
+    assert failed.returncode == 1 and "no such file" in failed.stderr
+
+
 def test_without_a_command_it_runs_at_once():
     ran = []
     process.at_success(lambda: ran.append(True))
@@ -69,7 +80,7 @@ def test_without_a_command_it_runs_at_once():
 
 
 def test_every_path_of_a_stage_is_needed(tmp_path):
-    code = "from reprotune import process; print(process.paths('What it does.', 'base', 'out'))"
+    code = "from reprotune import process; print(process.arguments('What it does.', 'base', 'out'))"
     printed = python(code, tmp_path, "--base", "a", "--out", "b").stdout
     assert "base=PosixPath('a'), out=PosixPath('b')" in printed
     assert "the following arguments are required: --out" in python(code, tmp_path, "--base", "a").stderr

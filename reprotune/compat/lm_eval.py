@@ -1,7 +1,11 @@
 """lm-eval: the private hook of its Hugging Face model, and settings that it leaves to its caller."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
+from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
@@ -56,3 +60,14 @@ def seed_language_detection(seed: int) -> None:
     """
     if langdetect := sys.modules.get("langdetect"):
         langdetect.DetectorFactory.seed = seed
+
+
+@contextmanager
+def without_environment() -> Iterator[None]:
+    """Inside a `with` block, lm-eval does not list this machine's packages and devices.
+
+    It adds them to its results, where nobody reads them here, and starts `pip` for it, which takes more than
+    half a second. Seen with lm-eval 0.4.13.
+    """
+    with patch.object(evaluator, "add_env_info", lambda results: None):
+        yield

@@ -7,7 +7,9 @@ from transformers import PreTrainedTokenizerBase
 
 from reprotune.data.conversations import Conversation, Pair, Turn
 from reprotune.data.raw_rows import InvalidRow
-from reprotune.data.templates import ANSWER, USER, Span, beginning, lead, parts_of, places, render
+from reprotune.data.rendering import ANSWER, USER, Span, render
+from reprotune.data.template_places import parts_of, places
+from reprotune.data.templates import beginning, lead
 
 IGNORED = -100
 """The label of a token without loss, as torch's cross entropy takes it."""
@@ -100,6 +102,8 @@ class ChatTokens:
         if "input" not in self.places:
             conversations = [conversation.joined() for conversation in conversations]
         rendered = render(self.tokenizer, conversations)
+        for conversation, (text, _) in zip(conversations, rendered, strict=True):
+            check_whole(conversation, text)
         for text, _ in rendered if self.begin else ():
             if not text.startswith(self.begin) or text[len(self.begin) :].lstrip().startswith(self.begin):
                 raise InvalidRow(f"the template does not begin it with one {self.begin!r}")
@@ -142,6 +146,19 @@ class ChatTokens:
             if ids[: len(first)] != first:
                 first, ids = self.encoded([NUL, NUL + piece])
             yield ids[len(first) :]
+
+
+def check_whole(conversation: Conversation, text: str) -> None:
+    """Refuse a text in which something that was said is missing, but for space around it.
+
+    Raises:
+        InvalidRow: it is. What a tool gives may be written as JSON.
+    """
+    for turn in conversation.turns:
+        for key in ("content", "input", "reasoning_content") if turn["role"] != "tool" else ():
+            said = turn.get(key)
+            if said and said.strip() not in text:
+                raise InvalidRow(f"the template cuts or changes the {key} of a turn of the {turn['role']}")
 
 
 def behind_each_other(pieces: Sequence[str]) -> list[Piece]:

@@ -2,10 +2,7 @@
 
 from functools import partial
 
-import datasets
 import pyarrow as pa
-from datasets.table import InMemoryTable
-from trl import pack_dataset
 
 from reprotune.data.shards import Pack
 from reprotune.data.spool import TOKEN
@@ -22,6 +19,11 @@ def packer(section: TokenizeSft) -> Pack:
 
 def packed(examples: pa.Table, max_length: int) -> pa.Table:
     """Whole examples in rows of at most max_length tokens, best fit first (https://arxiv.org/abs/2404.10830)."""
+    # four seconds, which rows that are not packed need not wait
+    import datasets
+    from datasets.table import InMemoryTable
+    from trl import pack_dataset
+
     datasets.disable_progress_bars()
     dataset = pack_dataset(
         datasets.Dataset(InMemoryTable(examples)),

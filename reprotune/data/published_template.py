@@ -9,6 +9,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from reprotune.data.conversations import Conversation
+from reprotune.data.rendering import ANSWER, SYSTEM, USER
+from reprotune.data.template_places import PLACES, TOOL
 from reprotune.errors import InputError
 
 NOT_A_MARK = (
@@ -20,16 +23,21 @@ NOT_A_MARK = (
 MARK = re.compile(
     "|".join([*NOT_A_MARK, r"\{%(?P<left>[-+]?)\s*(?:end)?generation\s*(?P<right>[-+]?)%\}"]), re.DOTALL
 )
-CONVERSATION = [
-    {"role": role, "content": content}
-    for role, content in (
-        ("system", "a"),
-        ("user", "b"),
-        ("assistant", "c"),
-        ("user", "d"),
-        ("assistant", "e"),
-    )
+ROUNDS = [USER, ANSWER, USER, ANSWER]
+TRIED = [
+    Conversation([SYSTEM, *ROUNDS]),
+    Conversation(ROUNDS),
+    *(conversation for conversation, _ in PLACES.values()),
+    Conversation(
+        [
+            SYSTEM,
+            *(turn for conversation, _ in PLACES.values() for turn in conversation.turns),
+            *ROUNDS,
+        ],
+        [TOOL],
+    ),
 ]
+"""Conversations that a template is rendered with."""
 
 
 def without_marks(template: str) -> str:
@@ -53,13 +61,14 @@ def check(tokenizer: PreTrainedTokenizerBase, template: Path) -> None:
         InputError: it does.
     """
     published = without_marks(tokenizer.chat_template)
-    for turns in (CONVERSATION, CONVERSATION[1:]):
+    for conversation in TRIED:
+        options = {"tools": list(conversation.tools) or None, "tokenize": False}
         try:
-            marked = tokenizer.apply_chat_template(turns, tokenize=False)
+            marked = tokenizer.apply_chat_template(conversation.turns, **options)
         except Exception:
-            # it refuses system turns, in whatever way
+            # it refuses system turns or tools, in whatever way
             continue
-        plain = tokenizer.apply_chat_template(turns, tokenize=False, chat_template=published)
+        plain = tokenizer.apply_chat_template(conversation.turns, chat_template=published, **options)
         if plain != marked:
             raise InputError(
                 f"{template}: without `{{% generation %}}`, which other programs do not know, it renders "

@@ -1,6 +1,6 @@
 """The rows of a source as one Parquet table, with its own columns in its own order."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,8 +10,8 @@ from reprotune.data.file_forms import form_of
 from reprotune.data.json_rows import json_table
 from reprotune.data.sources import CORRECT, fetched, files_in
 from reprotune.errors import InputError, first_line
-from reprotune.params import PreferenceSource, SftSource
-from reprotune.records import filling, parquet_file, replacing
+from reprotune.params import Source
+from reprotune.records import parquet_file, replacing
 
 ROW_FILES = (".json", ".jsonl", ".parquet")
 NOT_READ = (".arrow", ".bz2", ".csv", ".gz", ".ndjson", ".tsv", ".xz", ".zip", ".zst")
@@ -20,13 +20,10 @@ ROW_GROUP = 10_000
 """Rows of a Parquet file in memory at once, when a table is written or read. JSON files are read whole."""
 
 
-def fetch_tables(sources: Mapping[str, SftSource | PreferenceSource], out: Path) -> None:
-    """Write each source as `out/<name>.parquet`."""
-    with filling(out) as folder:
-        for name in sorted(sources):
-            with fetched(sources[name].source) as path:
-                count = write_table(path, folder / f"{name}.parquet", name)
-            print(f"{name}: {count:,} rows")
+def run(name: str, source: Source, out: Path) -> None:
+    with fetched(source) as path:
+        count = write_table(path, out, name)
+    print(f"{name}: {count:,} rows")
 
 
 def write_table(path: Path, out: Path, name: str) -> int:
@@ -42,8 +39,8 @@ def write_table(path: Path, out: Path, name: str) -> int:
             for table in [json_tables[file]] if file in json_tables else parquet_tables(file):
                 writer.write_table(fitted(table, schema, file, name), row_group_size=ROW_GROUP)
                 count += table.num_rows
-    if count == 0:
-        raise InputError(f"{name}: the source has no rows; correct its `path` or `files` in params.yaml")
+        if count == 0:
+            raise InputError(f"{name}: the source has no rows; correct its `path` or `files` in params.yaml")
     return count
 
 

@@ -11,7 +11,7 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from reprotune import params
-from reprotune.compat.lm_eval import seed_language_detection
+from reprotune.compat.lm_eval import seed_language_detection, without_environment
 from reprotune.errors import InputError
 from reprotune.evaluation import protocol, rows, tasks
 from reprotune.evaluation.protocol import Protocol
@@ -47,18 +47,19 @@ def score(
         parts = rows.split_by_task(name, benchmark, files, indices, folder)
         manager, loaded = load_tasks(name, benchmark, parts, folder)
         seed_language_detection(seed)
-        results = simple_evaluate(
-            scorer,
-            tasks=loaded,
-            task_manager=manager,
-            samples={local(part.task): list(part.numbers) for part in parts},
-            apply_chat_template=chat,
-            bootstrap_iters=1000,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
+        with without_environment():
+            results = simple_evaluate(
+                scorer,
+                tasks=loaded,
+                task_manager=manager,
+                samples={local(part.task): list(part.numbers) for part in parts},
+                apply_chat_template=chat,
+                bootstrap_iters=1000,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
     samples: Samples = {part.task: results["samples"][local(part.task)] for part in parts}
     requests = [sample["arguments"] for of_task in samples.values() for sample in of_task]
     asked = protocol.of_task(

@@ -14,7 +14,7 @@ from trl.chat_template_utils import (
 )
 
 from reprotune.data.templates import OWN_FILE
-from reprotune.errors import first_line
+from reprotune.errors import InputError, first_line
 from reprotune.records import write_text
 
 LLAMA = "    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}"
@@ -33,7 +33,8 @@ def write(base: Path) -> None:
     try:
         template = marked(base)
     except Exception as error:
-        reason = first_line(error).replace("\\", "\\\\").replace("'", "\\'")
+        reason = str(error) if isinstance(error, InputError) else first_line(error)
+        reason = reason.replace("\\", "\\\\").replace("'", "\\'")
         template = f"{{{{- raise_exception('{reason}') -}}}}"
     write_text(base / OWN_FILE, template)
 
@@ -43,14 +44,14 @@ def marked(base: Path) -> str:
     if isinstance(tokenizer.chat_template, dict):
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if tokenizer.chat_template is None:
-        raise ValueError("the base model has no chat template of its own")
+        raise InputError("the base model has no chat template of its own")
     if tokenizer.chat_template in (llama3_1_chat_template, llama3_2_chat_template):
         assert tokenizer.chat_template.count(LLAMA) == 1
         return LLAMA_DATE + tokenizer.chat_template.replace(LLAMA, LLAMA_ANSWER)
     try:
         found = get_training_chat_template(tokenizer)
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             "the base model's own chat template is of no family whose answers TRL can mark; copy it to "
             "templates/, put {% generation %} around its answers, and name it in model.chat_template"
         ) from error

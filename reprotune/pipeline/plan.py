@@ -46,7 +46,7 @@ def answer(pipeline: Pipeline, settings: Params, change: str) -> str:
             f"found {change!r}, expected a key of params.yaml such as dpo.beta, a file, or one of the "
             f"libraries {', '.join(fingerprints.LIBRARIES)}"
         )
-    directly, behind = texts(pipeline, pipeline.reading(what), settings.evaluate.benchmarks)
+    directly, behind = texts(pipeline, pipeline.reading(what))
     return f"{what}: {directly or 'nothing'}" + (
         f"; behind, if what those make differs: {behind}" if behind else ""
     )
@@ -69,9 +69,7 @@ def print_stale(pipeline: Pipeline, repo: Repo) -> None:
         print(f"{name}: reruns if what it reads comes out different")
 
 
-def texts(
-    pipeline: Pipeline, reading: set[str], benchmarks: list[str], changed: str | None = None
-) -> tuple[str, str]:
+def texts(pipeline: Pipeline, reading: set[str], changed: str | None = None) -> tuple[str, str]:
     """The stages that read a change and those behind them, each as text in the pipeline's order.
 
     Args:
@@ -81,45 +79,51 @@ def texts(
     # the other cells behind a benchmark's own are all of that model
     models = {name.split("-")[0] for name in behind if "@" in name}
     behind |= {name for name in reading if name.split("-")[0] in models}
-    return (
-        summary(pipeline.ordered(reading), benchmarks, changed),
-        summary(pipeline.ordered(behind), benchmarks, changed),
+    everything = instances(pipeline.stages)
+    first, second = (
+        ", ".join(
+            text
+            for stage, found in instances(pipeline.ordered(names)).items()
+            for text in of_stage(stage, found, everything[stage], changed)
+        )
+        for names in (reading, behind)
     )
+    return first, second
 
 
-def summary(stages: Iterable[str], names: list[str], changed: str | None) -> str:
-    """Stages as text: cells of all models or of all benchmarks as one.
+def instances(names: Iterable[str]) -> dict[str, set[str]]:
+    """What the stages' names have behind `@`, by what they have before it."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        stage, _, instance = name.partition("@")
+        found.setdefault(stage, set()).add(instance)
+    return found
+
+
+def of_stage(stage: str, found: set[str], everything: set[str], changed: str | None) -> list[str]:
+    """Texts for some instances of a stage: cells of all models or of all benchmarks as one.
 
     Args:
+        everything: all of the stage's instances.
         changed: the benchmark whose param is changed.
     """
-    cells: dict[str, set[str]] = {}
-    for name in stages:
-        stage, _, cell = name.partition("@")
-        cells.setdefault(stage, set()).add(cell)
-    return ", ".join(
-        text
-        for stage, cells_of_stage in cells.items()
-        for text in of_stage(stage, cells_of_stage, names, changed)
-    )
-
-
-def of_stage(stage: str, cells: set[str], names: list[str], changed: str | None) -> list[str]:
-    if cells == {""}:
+    if found == everything:
         return [stage]
-    shown = {name: "<b>" if name == changed else name for name in names}
+
+    def shown(name: str) -> str:
+        return "<b>" if name == changed else name
+
     if stage != "evaluate":
-        return [stage] if cells == set(names) else [f"{stage}@{shown[cell]}" for cell in sorted(cells)]
+        return [f"{stage}@{shown(name)}" for name in sorted(found)]
+    benchmarks = {cell.partition("-")[2] for cell in everything}
     by_model = {
-        model: {cell.partition("-")[2] for cell in cells if cell.startswith(f"{model}-")}
+        model: {cell.partition("-")[2] for cell in found if cell.startswith(f"{model}-")}
         for model in ("base", "sft", "dpo")
     }
-    if all(scored == set(names) for scored in by_model.values()):
-        return [stage]
-    if len(benchmarks := set.union(*by_model.values())) == 1 and all(by_model.values()):
-        return [f"{stage}@*-{shown[benchmarks.pop()]}"]
+    if len(scored := set.union(*by_model.values())) == 1 and all(by_model.values()):
+        return [f"{stage}@*-{shown(scored.pop())}"]
     return [
         f"{stage}@{model}-{part}"
-        for model, scored in by_model.items()
-        for part in (["*"] if scored == set(names) else sorted(shown[name] for name in scored))
+        for model, names in by_model.items()
+        for part in (["*"] if names == benchmarks else sorted(map(shown, names)))
     ]

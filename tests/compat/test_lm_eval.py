@@ -1,14 +1,21 @@
 """lm-eval: the private hook of its Hugging Face model, and settings that it leaves to its caller."""
 
+import inspect
 from importlib.util import find_spec
 from pathlib import Path
 
 import langdetect
 import pytest
+from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from reprotune.compat.lm_eval import TokenScorer, let_tasks_limit_length, seed_language_detection
+from reprotune.compat.lm_eval import (
+    TokenScorer,
+    let_tasks_limit_length,
+    seed_language_detection,
+    without_environment,
+)
 from tests.tiny import make_policy
 
 PAIRS = [("the red cat", " runs"), ("the dog", " sleeps and"), ("", "a bird")]
@@ -84,6 +91,15 @@ def test_a_detected_language_is_a_draw_unless_seeded(monkeypatch):
     assert len(detected()) > 1
     seed_language_detection(1)
     assert len(detected()) == 1
+
+
+def test_packages_and_devices_are_listed_unless_left_out():
+    assert "add_env_info(results)" in inspect.getsource(evaluator.simple_evaluate)
+    listed, left_out = {}, {}
+    evaluator.add_env_info(listed)
+    with without_environment():
+        evaluator.add_env_info(left_out)
+    assert "pretty_env_info" in listed and left_out == {}
 
 
 def test_ifeval_detects_languages():

@@ -203,6 +203,7 @@ def test_a_download_that_stalls(hub, fetch):
     )
 
 
+@pytest.mark.slow
 def test_no_hub(fetch):
     result, _ = fetch(HF_ENDPOINT="http://127.0.0.1:9")
     assert failed(result, "http://127.0.0.1:9 gave no answer", "check the network and proxy settings")
@@ -235,9 +236,9 @@ def test_a_model_and_rows_come_whole_through_their_stages(hub, world, model, tmp
         "HF_HOME": str(tmp_path / "home"),
         "PYTHONPATH": str(tiny.ROOT),
     }
-    for stage, out in (("fetch_model", "models/base"), ("fetch_sft_data", "data/raw/sft")):
+    for stage in ("fetch_model --out models/base", "fetch_sft_data rows --out data/raw/sft/rows.parquet"):
         result = subprocess.run(
-            [sys.executable, "-m", f"stages.{stage}", "--out", out],
+            [sys.executable, "-m", *f"stages.{stage}".split()],
             cwd=tmp_path,
             env=environment,
             text=True,

@@ -105,17 +105,20 @@ def test_only_marks_are_replaced():
     assert check_same(marked, CONVERSATIONS[:1]) == 2
 
 
-def test_a_template_that_needs_its_marks_is_refused(model, tmp_path):
+@pytest.mark.parametrize(
+    "where", ["{}", "{{% if m['tool_calls'] %}}{}{{% endif %}}", "{{% if tools %}}{}{{% endif %}}"]
+)
+def test_a_template_that_needs_its_marks_is_refused(where, model, tmp_path):
     """transformers hides what is set inside a mark from what stands outside."""
     file = tmp_path / "own.jinja"
     marked = (
         "{% set end = '|' %}{% for m in messages %}{% if m['role'] == 'assistant' %}"
-        "{% generation %}{% set SET = '' %}{{ m['content'] }}<|im_end|>{% endgeneration %}{{ end }}"
+        "{% generation %}SET{{ m['content'] }}<|im_end|>{% endgeneration %}{{ end }}"
         "{% else %}{{ m['content'] }}{{ m['input'] }}{% endif %}{% endfor %}"
     )
-    file.write_text(marked.replace("SET", "other"))
+    file.write_text(marked.replace("SET", where.format("{% set other = '' %}")))
     published_template.check(load_tokenizer(model, file), file)
-    file.write_text(marked.replace("SET", "end"))
+    file.write_text(marked.replace("SET", where.format("{% set end = '' %}")))
     message = r"own\.jinja: without `{% generation %}`, .* set no variable inside it that is read outside"
     with pytest.raises(InputError, match=message):
-        published_template.check(load_tokenizer(model, file), file)
+        load_tokenizer(model, file)

@@ -11,17 +11,13 @@ from reprotune.data import tables
 from reprotune.data.formats import to_pair
 from reprotune.data.sources import local_sha256
 from reprotune.errors import InputError
-from reprotune.params import LocalSource, SftSource
+from reprotune.params import LocalSource
 from reprotune.records import read_parquet
 from tests.tiny import ROOT
 
 
-def source(path) -> SftSource:
-    return SftSource(
-        source=LocalSource(kind="local", path=str(path), sha256=local_sha256(path)),
-        format="alpaca",
-        ignore=[],
-    )
+def source(path) -> LocalSource:
+    return LocalSource(kind="local", path=str(path), sha256=local_sha256(path))
 
 
 def rows_of(path, folder) -> list[dict]:
@@ -33,7 +29,7 @@ def test_rows_become_parquet_with_their_own_columns(tmp_path):
     (tmp_path / "rows.jsonl").write_text(
         '{"b": "x", "a": {"n": 1}}\n\n{"b": "y", "a": {"n": 2.5}, "c": {}}\n'
     )
-    tables.fetch_tables({"mine": source(tmp_path / "rows.jsonl")}, tmp_path / "out")
+    tables.run("mine", source(tmp_path / "rows.jsonl"), tmp_path / "out" / "mine.parquet")
     table = read_parquet(tmp_path / "out" / "mine.parquet")
     assert table.to_pylist() == [{"b": "x", "a": {"n": 1}, "c": None}, {"b": "y", "a": {"n": 2.5}, "c": None}]
 
@@ -125,9 +121,9 @@ def test_a_row_of_another_kind_stays_in_its_place(tmp_path):
 def test_a_broken_source_is_named_and_nothing_is_left(name, content, expected, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError) as error:
-        tables.fetch_tables({"mine": source(tmp_path / name)}, tmp_path / "out")
+        tables.run("mine", source(tmp_path / name), tmp_path / "out" / "mine.parquet")
     assert expected in str(error.value)
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.glob("out/*")) == []
 
 
 def test_a_damaged_parquet_file_is_named(tmp_path):
@@ -141,19 +137,21 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     content[4:40] = b"\xff" * 36
     (tmp_path / "a.parquet").write_bytes(content)
     with pytest.raises(InputError, match=r"a\.parquet: not a whole Parquet file .*correct the source"):
-        tables.fetch_tables({"mine": source(tmp_path / "a.parquet")}, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        tables.run("mine", source(tmp_path / "a.parquet"), tmp_path / "out" / "mine.parquet")
+    assert list(tmp_path.glob("out/*")) == []
 
 
 def test_every_instruction_row_of_the_package_keeps_its_columns(tmp_path):
-    tables.fetch_tables(params_file.load(ROOT / "params.yaml").data.sft.sources, tmp_path)
+    sources = params_file.load(ROOT / "params.yaml").data.sft.sources
+    tables.run("alpaca_demo", sources["alpaca_demo"].source, tmp_path / "alpaca_demo.parquet")
     table = read_parquet(tmp_path / "alpaca_demo.parquet")
     assert (table.num_rows, sorted(table.column_names)) == (999, ["input", "instruction", "output"])
     assert table.slice(1, 1).to_pylist()[0]["output"] == "The car accelerated rapidly."
 
 
 def test_every_pair_of_the_package_is_a_prompt_and_two_completions(tmp_path):
-    tables.fetch_tables(params_file.load(ROOT / "params.yaml").data.preferences.sources, tmp_path)
+    sources = params_file.load(ROOT / "params.yaml").data.preferences.sources
+    tables.run("dpo_demo", sources["dpo_demo"].source, tmp_path / "dpo_demo.parquet")
     rows = read_parquet(tmp_path / "dpo_demo.parquet").to_pylist()
     assert len(rows) == 300 and sorted(rows[0]) == ["chosen", "conversations", "rejected"]
     for row in rows:

@@ -5,10 +5,11 @@ import itertools
 import pytest
 
 from reprotune import params_file
+from reprotune.data import tables
 from reprotune.data.chat_tokens import IGNORED, ChatTokens
 from reprotune.data.conversations import Conversation
 from reprotune.data.formats import to_conversation
-from reprotune.data.tables import fetch_tables
+from reprotune.data.raw_rows import InvalidRow
 from reprotune.data.templates import load_tokenizer
 from reprotune.errors import InputError
 from reprotune.records import read_parquet
@@ -97,6 +98,11 @@ ANSWER = "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
             "a conversation with 'what the system says' in it is rendered without it",
         ),
         (
+            ANSWER,
+            ANSWER.replace("m['content']", "m['content'] | truncate(1000)"),
+            r"a conversation with 'a word, .* \(80,008 characters\) in it is rendered without it",
+        ),
+        (
             "{{ m['input'] }}",
             "{{ 1 // 0 }}",
             r"not a template that can be rendered \(.*ZeroDivisionError",
@@ -126,6 +132,24 @@ def test_an_input_stands_behind_its_instruction_where_the_template_has_no_place_
         assert tokenizer.decode(example["input_ids"]) == expected
 
 
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_a_row_that_is_not_rendered_whole_is_invalid(role, model, tmp_path):
+    file = tmp_path / "mine.jinja"
+    file.write_text(TEMPLATE.replace("m['content']", "m['content'] | replace('secret', '') | trim"))
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    tokens = ChatTokens(load_tokenizer(model, file))
+    assert tokens.conversations([Conversation(turns)])
+    for said, taken in (("  a word\n", True), ("the secret word", False)):
+        conversation = Conversation(
+            [turn | {"content": said} if turn["role"] == role else turn for turn in turns]
+        )
+        if taken:
+            assert tokens.conversations([conversation])
+        else:
+            with pytest.raises(InvalidRow, match=f"cuts or changes the content of a turn of the {role}"):
+                tokens.conversations([conversation])
+
+
 def test_the_template_is_the_committed_one(tokenizer):
     assert tokenizer.chat_template == (ROOT / "templates" / "chatml.jinja").read_text()
 
@@ -138,7 +162,8 @@ def test_ten_thousand_turns_are_no_trouble(tokenizer):
 
 def test_labels_of_real_rows_are_the_answers(model, tmp_path):
     """All 999 rows of the package: what is trained on is the answer and the end-of-turn token."""
-    fetch_tables(params_file.load(ROOT / "params.yaml").data.sft.sources, tmp_path / "raw")
+    sources = params_file.load(ROOT / "params.yaml").data.sft.sources
+    tables.run("alpaca_demo", sources["alpaca_demo"].source, tmp_path / "raw" / "alpaca_demo.parquet")
     rows = read_parquet(tmp_path / "raw" / "alpaca_demo.parquet").to_pylist()
     assert len(rows) == 999
     for template, end in (("chatml", "<|im_end|>"), ("alpaca", "<|endoftext|>")):

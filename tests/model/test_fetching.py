@@ -13,8 +13,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from reprotune import params_file
+from reprotune.data import tables
 from reprotune.data.sources import local_sha256
-from reprotune.data.tables import fetch_tables
 from reprotune.data.templates import load_tokenizer
 from reprotune.errors import InputError
 from reprotune.model import fetching, origin
@@ -44,7 +44,7 @@ def smollm2_tokenizer(smollm2):
 @pytest.fixture(scope="module")
 def real_texts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
-    fetch_tables(DEFAULT.data.sft.sources, folder)
+    tables.run("alpaca_demo", DEFAULT.data.sft.sources["alpaca_demo"].source, folder / "alpaca_demo.parquet")
     rows = read_parquet(folder / "alpaca_demo.parquet").to_pylist()
     assert len(rows) == 999
     return [text for row in rows for text in row.values() if text]

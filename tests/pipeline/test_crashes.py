@@ -86,7 +86,7 @@ def check_nothing_is_left(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [2, pytest.param(100, marks=pytest.mark.soak)])
 def test_kills_end_in_the_right_lock(kills, finished, tmp_path):
     """Kills hit random moments of the whole run; a run that ends before its kill starts over."""
     folder, rng = without_results(finished, tmp_path / "clone"), random.Random(kills)

@@ -36,16 +36,20 @@ def rerun(finished, tmp_path_factory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="module")
-def clones(finished, rerun, tmp_path_factory) -> list[Path]:
-    """Two finished runs, in folders of different names and lengths."""
-    return [own_copy(finished, tmp_path_factory.mktemp("clones") / "a"), rerun[0]]
+def clone(finished, tmp_path_factory) -> Path:
+    folder = own_copy(finished, tmp_path_factory.mktemp("clone") / "a")
+    shutil.copytree(finished / "measured", folder / "measured")
+    return folder
 
 
-def test_a_clean_clone_that_is_run_again_stays_clean(rerun):
-    """Two equal runs leave the same files in git."""
+@pytest.mark.slow
+def test_a_clean_clone_that_is_run_again_stays_clean(finished, rerun):
+    """Two equal runs leave the same files in git, in folders of different names and lengths."""
     folder, status = rerun
     assert status == ""
     assert (folder / "measured" / "sft_speed.csv").is_file() and (folder / "models" / "dpo").is_dir()
+    first, second = ((folder / "dvc.lock").read_text() for folder in (finished, folder))
+    assert first == second and "models/dpo" in first
 
 
 @pytest.mark.slow
@@ -96,9 +100,9 @@ def test_cells_side_by_side_leave_what_one_after_the_other_does(finished, tmp_pa
     )
 
 
-def test_scores_are_set_beside_those_of_a_revision(clones, tmp_path):
+def test_scores_are_set_beside_those_of_a_revision(clone, tmp_path):
     """The revision's samples come from the cache; what cannot be compared is named with the reason."""
-    folder = own_copy(clones[0], tmp_path / "clone")
+    folder = own_copy(clone, tmp_path / "clone")
     command = [sys.executable, "-m", "reprotune", "compare", "--against"]
     printed = call(*command, "HEAD", cwd=folder).stdout
     assert printed.count("the mean score shows no difference (+0.0 p 1.000; what would have shown: ") == 3
@@ -171,18 +175,17 @@ def test_other_architectures_pass(architecture, tmp_path, monkeypatch):
     assert (folder / "report" / "report.md").is_file()
 
 
-def test_the_adapter_is_loaded_as_the_readme_says(clones, monkeypatch, capsys):
+def test_the_adapter_is_loaded_as_the_readme_says(clone, monkeypatch, capsys):
     """The README's lines need only the libraries, and give the log-probs that `evaluate` recorded."""
     import torch
 
-    folder = clones[0]
     (lines,) = re.findall(r"```python\n(.*?)```", (tiny.ROOT / "README.md").read_text(), re.DOTALL)
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(clone)
     names: dict = {}
     exec(lines, names)
     assert capsys.readouterr().out.strip()
     model, tokenizer = names["model"].eval(), names["tokenizer"]
-    samples = read_parquet(folder / "evals" / "dpo" / "arc_challenge.parquet").to_pylist()
+    samples = read_parquet(clone / "evals" / "dpo" / "arc_challenge.parquet").to_pylist()
     for sample in samples:
         prompt = tokenizer.encode(sample["prompt"])
         for choice, log_prob in zip(sample["choices"], sample["log_probs"], strict=True):
@@ -192,25 +195,18 @@ def test_the_adapter_is_loaded_as_the_readme_says(clones, monkeypatch, capsys):
             assert float(scores[len(prompt) - 1 :].sum()) == pytest.approx(log_prob, abs=1e-3)
 
 
-def test_two_clones_give_the_same_lock(clones):
-    first, second = ((folder / "dvc.lock").read_text() for folder in clones)
-    assert first == second and "models/dpo" in first
+def test_the_lock_holds_no_path_of_the_machine(finished):
+    for file in call("git", "ls-files", cwd=finished).stdout.split():
+        if file.startswith(("metrics/", "plots/", "report/")) or file == "dvc.lock":
+            assert str(finished).encode() not in (finished / file).read_bytes(), file
+    assert not list((finished / "models").rglob("*.bin"))
 
 
-def test_the_lock_holds_no_path_of_the_machine(clones):
-    for folder in clones:
-        for file in call("git", "ls-files", cwd=folder).stdout.split():
-            if file.startswith(("metrics/", "plots/", "report/")) or file == "dvc.lock":
-                assert str(folder).encode() not in (folder / file).read_bytes(), file
-        assert not list((folder / "models").rglob("*.bin"))
+def test_a_second_repro_does_nothing(clone):
+    assert "Data and pipelines are up to date." in call(*DVC, "repro", cwd=clone).stdout
 
 
-def test_a_second_repro_does_nothing(clones):
-    assert "Data and pipelines are up to date." in call(*DVC, "repro", cwd=clones[0]).stdout
-
-
-def test_outs_are_where_they_should_be(clones):
-    folder = clones[1]
+def test_outs_are_where_they_should_be(clone):
     for name in (
         "report/report.md",
         "report/report.html",
@@ -220,14 +216,14 @@ def test_outs_are_where_they_should_be(clones):
         "plots/sft.csv",
         "measured/dpo_speed.csv",
     ):
-        assert (folder / name).is_file(), name
-    ignored = call("git", "status", "--ignored", "--porcelain", cwd=folder).stdout
+        assert (clone / name).is_file(), name
+    ignored = call("git", "status", "--ignored", "--porcelain", cwd=clone).stdout
     assert all(f"!! {name}/" in ignored for name in ("data", "models", "evals", "measured"))
 
 
-def test_metrics_fit_a_screen(clones):
+def test_metrics_fit_a_screen(clone):
     """`dvc metrics show` prints one line per file; with all benchmarks the names are longer."""
-    header, *rows = call(*DVC, "metrics", "show", cwd=clones[0]).stdout.strip().splitlines()
+    header, *rows = call(*DVC, "metrics", "show", cwd=clone).stdout.strip().splitlines()
     assert header.split() == [
         "Path",
         "contaminated",
@@ -248,22 +244,22 @@ def test_metrics_fit_a_screen(clones):
     assert len(merged.split()) == len(header.split())
 
 
-def test_the_statistics_in_full_are_no_metric(clones):
-    metrics = clones[0] / "metrics"
+def test_the_statistics_in_full_are_no_metric(clone):
+    metrics = clone / "metrics"
     means = read_json(metrics / "summary.json")["all"]["mean"]
     assert read_json(metrics / "mean" / "dpo_vs_base.json") == {
         "difference": means["dpo_vs_base"]["difference"],
         "p": means["dpo_vs_base"]["holm"],
     }
     assert read_json(metrics / "mean" / "dpo.json")["score"] == means["dpo"]["score"]
-    assert "summary.json" not in call(*DVC, "metrics", "show", cwd=clones[0]).stdout
+    assert "summary.json" not in call(*DVC, "metrics", "show", cwd=clone).stdout
 
 
-def test_plots_are_drawn_offline(clones, tmp_path):
+def test_plots_are_drawn_offline(clone, tmp_path):
     """Chromium draws them from the page alone, where it is installed."""
     call(sys.executable, "-m", "reprotune.report.plots_page", str(tmp_path / "page.html"), cwd=tiny.ROOT)
     options = ["--html-template", str(tmp_path / "page.html"), "--out", str(tmp_path / "html")]
-    call(*DVC, "plots", "show", *options, cwd=clones[1])
+    call(*DVC, "plots", "show", *options, cwd=clone)
     page = (tmp_path / "html" / "index.html").read_text()
     titles = (
         "SFT training loss",
@@ -315,20 +311,18 @@ def modification_times(folder: Path) -> dict[Path, int]:
         ("sft.learning_rate=-1", ["sft.learning_rate: found -1, expected greater than 0"]),
     ],
 )
-def test_a_wrong_override_fails_before_any_out_is_touched(override, expected, clones):
-    folder = clones[0]
-    before = modification_times(folder)
-    result = call(*DVC, "exp", "run", "-S", override, cwd=folder, check=False)
+def test_a_wrong_override_fails_before_any_out_is_touched(override, expected, clone):
+    before = modification_times(clone)
+    result = call(*DVC, "exp", "run", "-S", override, cwd=clone, check=False)
     assert result.returncode != 0
     assert all(part in result.stdout for part in expected), result.stdout
-    assert modification_times(folder) == before
-    call("git", "checkout", "-q", "params.yaml", cwd=folder)
-    assert "up to date" in call(*DVC, "repro", cwd=folder).stdout
+    assert modification_times(clone) == before
+    call("git", "checkout", "-q", "params.yaml", cwd=clone)
+    assert "up to date" in call(*DVC, "repro", cwd=clone).stdout
 
 
-def test_a_failed_stage_gives_one_message_and_its_outs_come_back(clones):
-    folder = clones[0]
-    weights = folder / "models" / "base" / "model.safetensors"
+def test_a_failed_stage_gives_one_message_and_its_outs_come_back(clone):
+    weights = clone / "models" / "base" / "model.safetensors"
     content = weights.read_bytes()
     weights.unlink()
     command = (
@@ -336,26 +330,25 @@ def test_a_failed_stage_gives_one_message_and_its_outs_come_back(clones):
         "--templates templates --configs configs --checkpoints .dvc/tmp/checkpoints/reference "
         "--out data/reference"
     )
-    result = call(*command.split(), cwd=folder, check=False)
+    result = call(*command.split(), cwd=clone, check=False)
     assert result.returncode == 1 and "Traceback" not in result.stdout
     assert "error: models/base: the model could not be loaded" in result.stdout
     assert "`dvc checkout models/base` restores it" in result.stdout
-    call(*DVC, "checkout", "models/base", cwd=folder)
+    call(*DVC, "checkout", "models/base", cwd=clone)
     assert weights.read_bytes() == content
 
 
-def test_the_full_recipe_plans_every_stage(clones):
-    folder = clones[1]
-    (folder / "params.yaml").write_bytes((tiny.ROOT / "recipes" / "qwen3-4b.yaml").read_bytes())
-    plan = call(*DVC, "repro", "--dry", "--force", cwd=folder).stdout
+def test_the_full_recipe_plans_every_stage(clone):
+    (clone / "params.yaml").write_bytes((tiny.ROOT / "recipes" / "qwen3-4b.yaml").read_bytes())
+    plan = call(*DVC, "repro", "--dry", "--force", cwd=clone).stdout
+    call("git", "checkout", "-q", "--", "params.yaml", cwd=clone)
     stages = [line for line in plan.splitlines() if line.startswith("Running stage")]
     assert len(stages) == 5 + 5 + 3 + 3 + 15 + 3
     assert "python -m stages.evaluate hellaswag --base models/base --adapter models/dpo" in plan
 
 
-def test_the_reference_is_computed_anew_for_another_adapter_alone(clones):
-    folder = clones[0]
-    text = (folder / "params.yaml").read_text()
+def test_the_reference_is_computed_anew_for_another_adapter_alone(clone):
+    text = (clone / "params.yaml").read_text()
     before = text.split("\ndpo:\n")[1].split("\nevaluate:")[0]
     after = """\
   steps: 5
@@ -377,33 +370,33 @@ def test_the_reference_is_computed_anew_for_another_adapter_alone(clones):
         {line.split(":")[0] for line in section.split("\n") if line} for section in (before, after)
     )
     assert keys_before == keys_after
-    (folder / "params.yaml").write_text(text.replace(before, after))
-    plan = call(*DVC, "repro", "--dry", "dpo", cwd=folder).stdout
+    (clone / "params.yaml").write_text(text.replace(before, after))
+    plan = call(*DVC, "repro", "--dry", "dpo", cwd=clone).stdout
     assert "Running stage 'dpo'" in plan
     assert "Stage 'reference' didn't change" in plan and "Running stage 'reference'" not in plan
-    (folder / "params.yaml").write_text(text)
-    adapter = folder / "models" / "sft" / "adapter_model.safetensors"
+    (clone / "params.yaml").write_text(text)
+    adapter = clone / "models" / "sft" / "adapter_model.safetensors"
     content = bytearray(adapter.read_bytes())
     content[-1] ^= 1
-    cached = read_parquet(folder / "data" / "reference" / "train.parquet").to_pydict()
+    cached = read_parquet(clone / "data" / "reference" / "train.parquet").to_pydict()
     adapter.unlink()
     adapter.write_bytes(content)
-    assert "Running stage 'reference'" in call(*DVC, "repro", "--single-item", "reference", cwd=folder).stdout
-    computed = read_parquet(folder / "data" / "reference" / "train.parquet").to_pydict()
+    assert "Running stage 'reference'" in call(*DVC, "repro", "--single-item", "reference", cwd=clone).stdout
+    computed = read_parquet(clone / "data" / "reference" / "train.parquet").to_pydict()
     assert all(computed[key] != values for key, values in cached.items())
-    call("git", "checkout", "-q", "dvc.lock", cwd=folder)
-    call(*DVC, "checkout", "--force", cwd=folder)
-    assert "up to date" in call(*DVC, "repro", cwd=folder).stdout
+    call("git", "checkout", "-q", "dvc.lock", cwd=clone)
+    call(*DVC, "checkout", "--force", cwd=clone)
+    assert "up to date" in call(*DVC, "repro", cwd=clone).stdout
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("stage", ["sft", "reference", "dpo"])
-def test_dvc_killed_ten_times_ends_with_the_same_bytes(stage, clones, tmp_path):
+def test_dvc_killed_ten_times_ends_with_the_same_bytes(stage, clone, tmp_path):
     """SIGKILL hits dvc alone at a random moment of the stage.
 
     Its child process ends with it, and the next run resumes and gives the same lock.
     """
-    rng, folder = random.Random(stage), own_copy(clones[0], tmp_path / "clone")
+    rng, folder = random.Random(stage), own_copy(clone, tmp_path / "clone")
     environment = ENVIRONMENT | {"REPROTUNE_CHECKPOINT_SECONDS": "0"}
     began = time.monotonic()
     call(*DVC, "repro", "--force", "--single-item", stage, cwd=folder)
@@ -425,5 +418,5 @@ def test_dvc_killed_ten_times_ends_with_the_same_bytes(stage, clones, tmp_path):
         # DVC writes it in place, so a kill in that moment leaves half of it
         call("git", "checkout", "-q", "dvc.lock", cwd=folder)
     call(*DVC, "repro", "--force", "--no-run-cache", "--single-item", stage, cwd=folder)
-    assert (folder / "dvc.lock").read_text() == (clones[0] / "dvc.lock").read_text()
+    assert (folder / "dvc.lock").read_text() == (clone / "dvc.lock").read_text()
     assert not list((folder / ".dvc/tmp/checkpoints" / stage).glob("*/checkpoint-*"))

@@ -93,7 +93,7 @@ def test_a_whole_run_has_nothing_wrong(clone):
         ("models/base/model.safetensors", flip, "models/base/model.safetensors", ["fetch"]),
         ("evals/dpo/gsm8k.parquet", cut, "evals/dpo/gsm8k.parquet", ["fetch"]),
         ("models/sft", flip, "models/sft", ["fetch"]),
-        ("data/raw/sft", cut, "data/raw/sft", ["repro", "fetch_sft_data"]),
+        ("data/raw/benchmarks/gsm8k", cut, "data/raw/benchmarks/gsm8k", ["repro", "fetch_benchmark@gsm8k"]),
     ],
 )
 def test_a_damaged_object_of_the_cache(path, change, owner, heal, clone, shared, check):
@@ -298,7 +298,7 @@ def test_what_has_not_run_is_named(clone, check):
 @pytest.mark.parametrize(
     ("name", "stage"),
     [
-        ("tiny/alpaca.json", "fetch_sft_data"),
+        ("tiny/alpaca.json", "fetch_sft_data@rows"),
         ("tiny/model", "fetch_model"),
         ("tiny/benchmarks/gsm8k", "fetch_benchmark@gsm8k"),
     ],

@@ -23,6 +23,13 @@ VALUES = {
     "report.licences.preferences.pairs": "another",
 }
 """New values for keys that do not take an arbitrary one, or that the tiny params lack."""
+QUICK = {
+    "data.sft.sources.alpaca_demo.source", "dpo.beta", "benchmarks.<b>.limit", "evaluate.benchmarks",
+    "templates/chatml.jinja", "trl", "reprotune/training/dpo.py", "reprotune/data/tables.py",
+    "stages/report.py",
+}  # fmt: skip
+"""Rows with one of these are tried by the quick tests."""
+SOURCES = {"fetch_sft_data": "rows", "fetch_preference_data": "pairs"}
 BENCHMARKS = ["arc_challenge", "gsm8k"]
 
 
@@ -45,6 +52,8 @@ def named(text: str) -> set[str]:
         stage, _, cell = name.replace("<b>", "gsm8k").partition("@")
         if stage == "fetch_benchmark":
             stages |= {f"{stage}@{benchmark}" for benchmark in ([cell] if cell else BENCHMARKS)}
+        elif stage in SOURCES:
+            stages.add(f"{stage}@{SOURCES[stage]}")
         elif stage == "evaluate":
             model, _, benchmark = (cell or "*-*").partition("-")
             models = ["base", "sft", "dpo"] if model == "*" else [model]
@@ -84,9 +93,13 @@ def change_it(change: str, clone) -> None:
         with_params(clone, **{change.replace(".", "__"): changed})
 
 
-@pytest.mark.parametrize(
-    ("changes", "reading", "behind"), ROWS, ids=[changes.split("`")[1] for changes, *_ in ROWS]
-)
+def tried(changes: str, *stages: str):
+    """A row as the arguments of a test, slow but for a few of each kind."""
+    names = re.findall(r"`([^`]+)`", changes)
+    return pytest.param(changes, *stages, id=names[0], marks=() if QUICK & set(names) else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("changes", "reading", "behind"), [tried(*row) for row in ROWS])
 def test_dvc_finds_the_stages_of_a_row_stale(changes, reading, behind, clone, monkeypatch):
     """`reading`: stages that read a change of the row; `behind`: stages that then get other inputs."""
     monkeypatch.chdir(clone)
