@@ -2,16 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pathspec import PathSpec
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from reprotune.errors import InputError, first_line
 
 LOCK = Path("dvc.lock")
+IGNORE = Path(".dvcignore")
 
 
 def way_back(path: Path = LOCK) -> str:
@@ -48,9 +50,17 @@ def md5(path: Path) -> str:
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    """The md5 of each file in a folder, by its path there, without Python's caches (see .dvcignore)."""
-    files = (file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
-    return {file.relative_to(folder).as_posix(): md5(file) for file in files}
+    """The md5 of each file in a folder, by its path there, without those that DVC ignores."""
+    return {file.relative_to(folder).as_posix(): md5(file) for file in tracked(folder)}
+
+
+def tracked(folder: Path) -> Iterator[Path]:
+    """The files in a folder, without those that .dvcignore leaves out."""
+    lines = IGNORE.read_text(encoding="utf-8").splitlines() if IGNORE.exists() else []
+    rules = PathSpec.from_lines("gitignore", lines)
+    for file in folder.rglob("*"):
+        if file.is_file() and not rules.match_file(file.relative_to(folder)):
+            yield file
 
 
 def of_folder(files: Mapping[str, str]) -> str:

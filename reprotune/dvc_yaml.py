@@ -10,7 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from reprotune.errors import InputError
+from reprotune.errors import InputError, first_line
 
 PIPELINE, PARAMS, CODE = Path("dvc.yaml"), Path("params.yaml"), Path("code.yaml")
 MADE = ("data", "evals", "metrics", "models", "plots", "report")
@@ -34,9 +34,10 @@ def declared(name: str) -> Declared:
     """Look up a stage by DVC's name for it, such as `evaluate@dpo-gsm8k`.
 
     Raises:
-        InputError: dvc.yaml has no such stage.
+        InputError: dvc.yaml has no such stage, or params.yaml lacks a value for it.
     """
-    if (stage := all_stages().get(name)) is None:
+    stage = expanded(only=name.partition("@")[0]).get(name)
+    if stage is None:
         raise InputError(
             f"{PIPELINE}: found no stage {name}, which DVC runs: it, or the list that it is one of, changed "
             "since; `dvc repro` runs what is there now"
@@ -45,13 +46,25 @@ def declared(name: str) -> Declared:
 
 
 def all_stages() -> dict[str, Declared]:
-    """Every stage by DVC's name for it."""
+    """Every stage by DVC's name for it; raises InputError where params.yaml lacks a value for one."""
+    return expanded()
+
+
+def expanded(only: str | None = None) -> dict[str, Declared]:
+    """The stages of all entries, or of one."""
     content, pipeline = load(PARAMS) or {}, load(PIPELINE) or {"stages": {}}
-    return {
-        "@".join(filter(None, (name, instance))): filled_in(entry.get("do", entry), content | values)
-        for name, entry in pipeline["stages"].items()
-        for instance, values in instances(entry, content)
-    }
+    try:
+        return {
+            "@".join(filter(None, (name, instance))): filled_in(entry.get("do", entry), content | values)
+            for name, entry in pipeline["stages"].items()
+            if only in (None, name)
+            for instance, values in instances(entry, content)
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{PARAMS}: it lacks a value that {PIPELINE} takes from it ({first_line(error)}), or is being "
+            "saved; correct it, then `dvc repro` goes on"
+        ) from error
 
 
 def filled_in(entry: Mapping[str, Any], values: Mapping[str, Any]) -> Declared:

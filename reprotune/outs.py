@@ -1,15 +1,12 @@
 """Outs hold what stages made and nothing else: no source lies there, and nothing that params no longer name.
 
-DVC deletes a stage's outs before it runs the stage, unless dvc.yaml says `persist`.
+DVC deletes a stage's outs before it runs the stage.
 """
 
 import os
 import shutil
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
-
-from pathspec import PathSpec
 
 from reprotune import dvc_lock, dvc_yaml
 from reprotune.errors import InputError
@@ -20,6 +17,9 @@ LINKS = 40
 NAMED = 3
 """Paths that an error message names."""
 
+Places = dict[Path, tuple[Path, str]]
+"""By real path, the place that it leads to, and why no source may lie there."""
+
 
 def check_sources(settings: Params) -> None:
     """Refuse a local source in a place where DVC or a stage deletes or changes files.
@@ -27,14 +27,21 @@ def check_sources(settings: Params) -> None:
     Raises:
         InputError: naming the source's key and the place.
     """
-    taken = [(real, place, why) for place, why in places() for real in ways(place)]
+    taken: Places = {}
+    for place, why in places():
+        for real in ways(place):
+            taken.setdefault(real, (place, why))
+    holding: Places = {}
+    for real, found in taken.items():
+        for parent in real.parents:
+            holding.setdefault(parent, found)
     for key, source in local_sources(settings):
         for part in with_links(Path(source.path)):
-            for way, (real, place, why) in product(ways(part), taken):
-                if relation := related(way, real):
+            for way in ways(part):
+                if relation := related(way, taken, holding):
                     what = "which" if part == Path(source.path) else f"of which {part}"
                     raise InputError(
-                        f"params.yaml: {key}.path: found {source.path!r}, {what} {relation} {place}, {why}; "
+                        f"params.yaml: {key}.path: found {source.path!r}, {what} {relation}; "
                         "move the data elsewhere and put its new path here. Nothing was changed"
                     )
 
@@ -58,7 +65,7 @@ def places() -> Iterator[tuple[Path, str]]:
     stages = dvc_yaml.all_stages()
     for name, stage in stages.items():
         for out in stage.outs:
-            yield out, f"an out of {name}, which is deleted when {name} runs"
+            yield out, f"an out of {name}, which DVC deletes before it runs {name}"
     for name, stage in stages.items():
         for dep in stage.folders:
             yield dep, f"where stages write what {name} reads"
@@ -86,13 +93,18 @@ def ways(path: Path) -> Iterator[Path]:
         path = path.parent / path.readlink()
 
 
-def related(path: Path, place: Path) -> str:
-    """How a path lies to a place; empty if they have nothing in common."""
-    if path == place:
-        return "is"
-    if path.is_relative_to(place):
-        return "lies in"
-    return "holds" if place.is_relative_to(path) else ""
+def related(path: Path, taken: Places, holding: Places) -> str:
+    """How a path lies to one of the places, and why nothing may; empty if it has nothing to do with any."""
+    if path in taken:
+        return "is {}, {}".format(*taken[path])
+    for parent in path.parents:
+        if parent in taken:
+            return "lies in {}, {}".format(*taken[parent])
+    return "holds {}, {}".format(*holding[path]) if path in holding else ""
+
+
+def all_outs() -> list[Path]:
+    return [out for stage in dvc_yaml.all_stages().values() for out in stage.outs]
 
 
 def remove_leftovers() -> None:
@@ -101,11 +113,13 @@ def remove_leftovers() -> None:
     Others depend on the folder that it lies in, and a clone would not have it. What is no longer as
     dvc.lock says, or was never there, is somebody's: it stays.
     """
-    named = [out for stage in dvc_yaml.all_stages().values() for out in stage.outs]
+    named = all_outs()
     for stage in dvc_lock.read_stages().values():
         for out in stage.get("outs", []):
             path = Path(out["path"])
-            if path.parts[0] not in dvc_yaml.MADE or any(related(path, other) for other in named):
+            if path.parts[0] not in dvc_yaml.MADE or any(
+                path.is_relative_to(other) or other.is_relative_to(path) for other in named
+            ):
                 continue
             if path.exists() and dvc_lock.md5(path) == out.get("md5"):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -119,16 +133,13 @@ def check_folders(name: str) -> None:
         InputError: naming what was found.
     """
     folders = dvc_yaml.declared(name).folders
-    outs = [out for stage in dvc_yaml.all_stages().values() for out in stage.outs]
+    outs = all_outs()
     shared = [folder for folder in folders if any(folder in out.parents for out in outs)]
-    ignored = PathSpec.from_lines("gitignore", Path(".dvcignore").read_text(encoding="utf-8").splitlines())
     strange = [
         str(file)
         for folder in shared
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-        and not ignored.match_file(file)
-        and not any(file.is_relative_to(out) for out in outs)
+        for file in sorted(dvc_lock.tracked(folder))
+        if not any(file.is_relative_to(out) for out in outs)
     ]
     if strange:
         more = f" and {len(strange) - NAMED} more" if len(strange) > NAMED else ""

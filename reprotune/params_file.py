@@ -16,6 +16,8 @@ from reprotune.errors import InputError
 from reprotune.params import Params
 
 PARAMS_FILE = Path("params.yaml")
+TEMPLATES = Path("templates")
+"""The folder of the chat templates."""
 
 Resolve = Callable[[str, str, str], str | None]
 """(repo, repo_type, branch) to the commit that the branch points to now, or None."""
@@ -59,6 +61,20 @@ def load(path: Path = PARAMS_FILE, resolve: Resolve = lambda *_: None) -> Params
     if problems:
         raise InputError(f"{path}: " + f"\n{path}: ".join(problems))
     return params
+
+
+def check_template(params: Params) -> None:
+    """Refuse a chat template that is not there.
+
+    Raises:
+        InputError: naming those that are.
+    """
+    known = sorted(file.stem for file in TEMPLATES.glob("*.jinja"))
+    if params.model.chat_template not in known:
+        raise InputError(
+            f"{PARAMS_FILE}: model.chat_template: found {params.model.chat_template!r}, expected one of "
+            f"{', '.join(known)}, the files in {TEMPLATES}/"
+        )
 
 
 def conflict(path: Path) -> int:

@@ -14,6 +14,7 @@ from reprotune.records import write_text
 def main() -> None:
     out = process.arguments(__doc__, "out").out
     settings = params_file.load(resolve=hub.commit_of)
+    params_file.check_template(settings)
     outs.check_sources(settings)
     tasks.check_benchmarks(settings)
     outs.remove_leftovers()

@@ -72,33 +72,6 @@ def test_a_source_in_an_out_is_still_there_after_dvc_repro(kind, path, file, par
     shutil.rmtree(params / Path(file).parts[0])
 
 
-@pytest.mark.parametrize(
-    ("kind", "stage", "path", "file"),
-    [
-        ("model", "fetch_model", "models/base", "models/base/mine.safetensors"),
-        ("sft", "fetch_sft_data@rows", "data/raw/sft/rows.parquet", "data/raw/sft/rows.parquet"),
-        (
-            "benchmark",
-            "fetch_benchmark@gsm8k",
-            "data/raw/benchmarks/gsm8k",
-            "data/raw/benchmarks/gsm8k/mine.parquet",
-        ),
-    ],
-)
-def test_so_it_is_where_check_params_does_not_run(kind, stage, path, file, searched, tmp_path):
-    folder = copied(searched, tmp_path / "clone")
-    (folder / file).unlink(missing_ok=True)
-    (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    (folder / file).write_text("the only copy")
-    with_params(
-        folder, **{KEYS[kind]: {"kind": "local", "path": path, "sha256": local_sha256(folder / path)}}
-    )
-    result = call(*DVC, "repro", "--single-item", stage, cwd=folder, check=False)
-    assert result.returncode != 0
-    assert f"params.yaml: {KEYS[kind].replace('__', '.')}.path: found {path!r}" in result.stdout
-    assert (folder / file).read_text() == "the only copy"
-
-
 def test_every_out_is_refused_for_every_kind(params):
     """A source that is, lies in or holds an out; metrics, plots and outs of a matrix are among them."""
     made = {str(out) for stage in dvc_yaml.all_stages().values() for out in stage.outs}
@@ -239,10 +212,22 @@ def test_what_another_branch_left_is_named_and_dvc_checkout_removes_it(searched,
     assert "up to date" in call(*DVC, "status", "contamination", cwd=folder).stdout
 
 
+@pytest.mark.parametrize("source", ["sft/mine.json", "preferences/mine.json", "benchmarks/mine.json"])
+def test_what_lies_beside_a_source_is_not_deleted_with_it(source, searched, tmp_path):
+    """Not even where `check_params` does not run."""
+    folder = copied(searched, tmp_path / "clone")
+    (folder / "data" / "raw" / source).write_text("the only copy")
+    for stage in ("fetch_sft_data@rows", "fetch_preference_data@pairs", "fetch_benchmark@gsm8k"):
+        call(*DVC, "repro", "--force", "--single-item", stage, cwd=folder)
+    assert (folder / "data" / "raw" / source).read_text() == "the only copy"
+
+
 @pytest.mark.parametrize("mine", ["data/raw/benchmarks/notes.txt", "data/raw/benchmarks/gsm8k/notes.txt"])
 def test_what_somebody_put_there_stays_and_is_named(mine, searched, tmp_path):
     folder = copied(searched, tmp_path / "clone")
     (folder / mine).write_text("mine")
+    # this is nobody's
+    (folder / mine).with_name(".DS_Store").write_text("")
     with_params(folder, evaluate__benchmarks=["arc_challenge"])
     result = call(*DVC, "repro", "contamination", cwd=folder, check=False)
     assert result.returncode != 0

@@ -65,8 +65,8 @@ def check_protocols(records: Mapping[str, Mapping[str, Any]]) -> None:
             raise InputError(
                 f"{first_file} and {file} are scores of different protocols "
                 f"({', '.join(only_first) or 'nothing'} and {', '.join(only_here) or 'nothing'}); "
-                "`dvc repro` scores them alike. If a library was upgraded without requirements.lock, which "
-                "DVC does not see, `dvc repro --force --single-item evaluate` does"
+                "score both with the same params.yaml, code and data. If a library was upgraded without "
+                "requirements.lock, which DVC does not see, `dvc repro --force --single-item evaluate` does"
             )
 
 

@@ -1,11 +1,12 @@
 """Conversations to tokens and labels, through the run's chat template."""
 
+import json
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice, pairwise
 
 from transformers import PreTrainedTokenizerBase
 
-from reprotune.data.conversations import Conversation, Pair, Turn
+from reprotune.data.conversations import Conversation, Pair, Turn, leaves
 from reprotune.data.raw_rows import InvalidRow
 from reprotune.data.rendering import ANSWER, USER, Span, render
 from reprotune.data.template_places import parts_of, places
@@ -149,16 +150,49 @@ class ChatTokens:
 
 
 def check_whole(conversation: Conversation, text: str) -> None:
-    """Refuse a text in which something that was said is missing, but for space around it.
+    """Refuse a text in which something that was said is missing or out of order, whatever the space in it.
 
     Raises:
-        InvalidRow: it is. What a tool gives may be written as JSON.
+        InvalidRow: it is.
     """
+    squeezed, place = without_space(text), 0
     for turn in conversation.turns:
-        for key in ("content", "input", "reasoning_content") if turn["role"] != "tool" else ():
-            said = turn.get(key)
-            if said and said.strip() not in text:
-                raise InvalidRow(f"the template cuts or changes the {key} of a turn of the {turn['role']}")
+        for key in ("content", "input"):
+            if said := without_space(turn.get(key, "")):
+                found = squeezed.find(said, place)
+                if found < 0 and turn["role"] == "tool":
+                    # some templates write a result as JSON
+                    said = in_json(turn[key])
+                    found = squeezed.find(said, place)
+                if found < 0:
+                    raise InvalidRow(
+                        f"the template cuts or changes the {key} of a turn of the {turn['role']}"
+                    )
+                place = found + len(said)
+        for part, said in beside(turn):
+            if without_space(said) not in squeezed and in_json(said) not in squeezed:
+                raise InvalidRow(f"the template cuts or changes {part} of a turn of the {turn['role']}")
+    for said in leaves([tool.get("function", tool) for tool in conversation.tools]):
+        if without_space(said) not in squeezed and in_json(said) not in squeezed:
+            raise InvalidRow(f"the template leaves {said!r} of a tool out")
+
+
+def beside(turn: Turn) -> Iterator[tuple[str, str]]:
+    """What a turn says beside its content: the part, and a text."""
+    if turn.get("reasoning_content"):
+        yield "the reasoning_content", turn["reasoning_content"]
+    for call in turn.get("tool_calls", ()):
+        yield from (("a call", said) for said in leaves(call["function"]["name"]))
+        yield from (("a call", said) for said in leaves(call["function"]["arguments"]))
+
+
+def without_space(text: str) -> str:
+    return "".join(text.split())
+
+
+def in_json(text: str) -> str:
+    """A text as it stands in JSON, without space."""
+    return without_space(json.dumps(text, ensure_ascii=False)[1:-1])
 
 
 def behind_each_other(pieces: Sequence[str]) -> list[Piece]:

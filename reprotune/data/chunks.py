@@ -11,6 +11,7 @@ import pyarrow as pa
 from reprotune.data import duplicates, spool
 from reprotune.data.accounting import Reason
 from reprotune.data.chat_tokens import ChatTokens, Tokens
+from reprotune.data.conversations import Conversation
 from reprotune.data.raw_rows import InvalidRow, NoPreference, rows_of
 from reprotune.data.row_kinds import Kind, LeftOut
 
@@ -133,12 +134,11 @@ class Preparer:
 
     def describe(self, rows: RowArrays, index: int, item: Any, tokens: Tokens) -> None:
         """Fill in the entries of a kept row."""
-        text = duplicates.normalized(self.kind.identity(item))
-        prompt = duplicates.normalized([self.kind.prompt(item)])
-        rows.digests[index] = np.void(duplicates.digest(text))
+        kind, prompt = self.kind, in_any_form(self.kind.prompt(item).said())
+        rows.digests[index] = np.void(duplicates.digest(duplicates.normalized(kind.identity(item))))
         rows.prompt_digests[index] = np.void(duplicates.digest(prompt))
         if self.signatures:
-            rows.signatures[index] = duplicates.signature(text)
+            rows.signatures[index] = duplicates.signature(duplicates.normalized(kind.said(item)))
             rows.prompt_signatures[index] = duplicates.signature(prompt)
         rows.lengths[index] = [len(tokens[column]) for column in self.kind.columns]
         rows.label_tokens[index] = self.kind.labels(tokens)
@@ -151,3 +151,8 @@ def check_unicode(text: str) -> None:
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
         raise InvalidRow(f"a text holds the lone surrogate U+{code:04X}, expected Unicode") from error
+
+
+def in_any_form(prompt: Conversation) -> str:
+    """A prompt's normalized text, the same if a format has it in parts, as Alpaca's instruction and input."""
+    return duplicates.normalized([" ".join(prompt.texts())])

@@ -4,6 +4,7 @@ At most one system turn comes first, then user and assistant alternate, the assi
 stand between two turns of the assistant.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -70,6 +71,10 @@ class Conversation:
                 yield from leaves(call["function"])
         yield from leaves(list(self.tools))
 
+    def said(self) -> "Conversation":
+        """The conversation without what many rows share: a system prompt and tools."""
+        return Conversation([turn for turn in self.turns if turn["role"] != "system"])
+
     def identity(self) -> list[str]:
         """Texts that two rows share if one repeats the other: what they say, and where nothing is learned."""
         untrained = [f"{number}" for number, turn in enumerate(self.turns) if not turn.get("train", True)]
@@ -122,21 +127,30 @@ def leaves(value: Any) -> Iterator[str]:
         for item in value:
             yield from leaves(item)
     elif value is not None:
-        yield str(value)
+        yield value if isinstance(value, str) else json.dumps(value)
 
 
 def conversation_texts(conversation: Conversation) -> list[str]:
     return list(conversation.texts())
 
 
-def first_prompt(conversation: Conversation) -> str:
-    """The text before the first answer."""
+def first_prompt(conversation: Conversation) -> Conversation:
+    """What stands before the first answer."""
     answers = (number for number, turn in enumerate(conversation.turns) if turn["role"] == "assistant")
-    return " ".join(Conversation(conversation.turns[: next(answers)], conversation.tools).texts())
+    return Conversation(conversation.turns[: next(answers)], conversation.tools)
 
 
-def pair_prompt(pair: Pair) -> str:
-    return " ".join(pair[0].texts())
+def pair_prompt(pair: Pair) -> Conversation:
+    return pair[0]
+
+
+def conversation_said(conversation: Conversation) -> list[str]:
+    return list(conversation.said().texts())
+
+
+def pair_said(pair: Pair) -> list[str]:
+    prompt, chosen, rejected = pair
+    return pair_texts((prompt.said(), chosen, rejected))
 
 
 def pair_texts(pair: Pair) -> list[str]:

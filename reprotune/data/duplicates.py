@@ -17,6 +17,8 @@ PERMUTATIONS = 128
 SHINGLE = 5
 """Words of a shingle, the unit that signatures compare."""
 DIGEST_BYTES = 16
+LOOKED_AT = 64
+"""Signatures that are compared at once."""
 RECALL = 0.99
 """Part of the pairs exactly at the threshold that the index must find."""
 
@@ -71,22 +73,38 @@ def near_groups(signatures: np.ndarray, threshold: float) -> np.ndarray:
     Args:
         signatures: uint32 of shape (rows, PERMUTATIONS).
     """
-    index = MinHashLSH(num_perm=PERMUTATIONS, params=bands(threshold))
+    count, values = bands(threshold)
     first = list(range(len(signatures)))
+    # for each band, the rows with the same values in it, by their group
+    buckets: list[dict[bytes, dict[int, list[int]]]] = [{} for _ in range(count)]
 
     def root(row: int) -> int:
         while first[row] != row:
             first[row] = row = first[first[row]]
         return row
 
-    for row, values in enumerate(signatures):
-        minhash = MinHash(hashvalues=values, scheme="affine32")
-        for other in index.query(minhash):
-            if np.mean(signatures[other] == values) >= threshold:
-                low, high = sorted((root(row), root(other)))
-                first[high] = low
-        index.insert(row, minhash)
-    return np.array([root(row) for row in range(len(first))])
+    for row, signature in enumerate(signatures):
+        for number, bucket in enumerate(buckets):
+            band = signature[number * values : (number + 1) * values].tobytes()
+            groups = bucket.setdefault(band, {})
+            for group, rows in list(groups.items()):
+                # most rows of a large group are near all others: one look, and no other at this group
+                if root(group) != root(row) and near_one(signatures, rows, signature, threshold):
+                    low, high = sorted((root(row), root(group)))
+                    first[high] = low
+                if root(group) != group:
+                    groups.setdefault(root(group), []).extend(groups.pop(group))
+            groups.setdefault(root(row), []).append(row)
+    return np.array([root(row) for row in range(len(first))], np.int64)
+
+
+def near_one(signatures: np.ndarray, rows: list[int], signature: np.ndarray, threshold: float) -> bool:
+    """Whether a signature is near that of one of these rows; the last ones are looked at first."""
+    for end in range(len(rows), 0, -LOOKED_AT):
+        some = signatures[rows[max(0, end - LOOKED_AT) : end]]
+        if ((some == signature).mean(axis=1) >= threshold).any():
+            return True
+    return False
 
 
 def near(signatures: np.ndarray, threshold: float) -> np.ndarray:

@@ -5,33 +5,14 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from reprotune.data.conversations import Tool, Turn
 from reprotune.data.raw_rows import InvalidRow
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "human": "user",
-    "user": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "function_call": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-}
-"""Role names in published data, and the chat template's name for each."""
-CALL = "function_call"
-"""The role of a turn whose text is a call, and the key of the one call that an older format allows."""
-REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Keys of what an assistant thought before its answer."""
-TRAINED: dict[str, dict[Any, bool]] = {"weight": {0: False, 1: True}, "train": {False: False, True: True}}
-"""Keys that say whether a turn is trained on, and what their values mean."""
 NAMES = {
-    "id", "idx", "index", "uuid", "hash", "source", "dataset", "split", "url", "license", "licence",
+    "conversation_id", "dialog_id", "dialogue_id", "doc_id", "example_id", "hash", "id", "idx", "index",
+    "instruction_id", "licence", "license", "message_id", "message_tree_id", "parent_id", "prompt_id",
+    "question_id", "response_id", "row_id", "sample_id", "thread_id", "tool_call_id", "uuid",
 }  # fmt: skip
-"""Keys that say where a row comes from. Like those that end in `_id`, they may always be left out."""
+"""Keys that tell rows apart. They may always be left out."""
 
 SHOWN_CHARACTERS = 60
 """Longest value that a message shows in full."""
@@ -45,10 +26,13 @@ class Fields:
     Args:
         ignore: keys that are left out, in the row and in its objects.
         name: of the object in its row, for messages.
+        needed: keys that are not left out, for the object is nothing without them.
     """
 
-    def __init__(self, values: Mapping[str, Any], ignore: Collection[str], name: str = "") -> None:
-        self.values = {key: value for key, value in values.items() if key not in ignore}
+    def __init__(
+        self, values: Mapping[str, Any], ignore: Collection[str], name: str = "", needed: Collection[str] = ()
+    ) -> None:
+        self.values = {key: value for key, value in values.items() if key not in ignore or key in needed}
         self.ignore, self.name = ignore, name
         self.read: set[str] = set()
         self.objects: list[Fields] = []
@@ -95,36 +79,9 @@ class Fields:
         if not isinstance(value, Mapping):
             expected = f"expected an object with `{keys[0]}` and `{keys[1]}`"
             raise InvalidRow(f"{name} is {shown(value)}, {expected}")
-        inner = Fields(value, self.ignore, name)
+        inner = Fields(value, self.ignore, name, keys)
         self.objects.append(inner)
         return inner
-
-    def turn(self, value: Any, name: str, role_key: str, content_key: str) -> Turn:
-        return as_turn(self.object(value, name, (role_key, content_key)), role_key, content_key)
-
-    def turns(self, key: str, role_key: str, content_key: str) -> list[Turn]:
-        return [
-            self.turn(value, f"turn {number}", role_key, content_key)
-            for number, value in enumerate(self.items(key))
-        ]
-
-    def with_system(self, turns: list[Turn], key: str = "system") -> list[Turn]:
-        """The turns, behind one of the system where the row has its text under a key of its own."""
-        if self.get(key) is None:
-            return turns
-        if turns[0]["role"] == "system":
-            raise InvalidRow(f"{self.label(key)} stands beside a system turn, expected one of them")
-        return [{"role": "system", "content": self.text(key)}, *turns]
-
-    def tools(self) -> list[Tool]:
-        """The tools of a row: objects, or JSON of them."""
-        value = self.get("tools")
-        found = [] if value is None else from_json(value, "`tools`")
-        # null, as JSON has it
-        found = [] if found is None else found
-        if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
-            raise InvalidRow(f"`tools` is {shown(found)}, expected a list of objects")
-        return found
 
     def label(self, key: str) -> str:
         return f"`{key}` of {self.name}" if self.name else f"`{key}`"
@@ -143,7 +100,7 @@ class Fields:
         found = {
             key: self
             for key, value in self.values.items()
-            if not (key in self.read or key in NAMES or key.endswith("_id") or is_blank(value))
+            if not (key in self.read or key in NAMES or key in self.ignore or is_blank(value))
         }
         for inner in self.objects:
             found = inner.lost() | found
@@ -151,102 +108,12 @@ class Fields:
 
 
 def is_blank(value: Any) -> bool:
-    return value is None or value in ([], {}) or (isinstance(value, str) and not value.strip())
-
-
-def as_turn(fields: Fields, role_key: str, content_key: str) -> Turn:
-    """A turn from an object with its role and its text, and what else a turn may have."""
-    name = fields.text(role_key)
-    if name not in ROLES:
-        found = f"{fields.label(role_key)} is {shown(name)}"
-        raise InvalidRow(f"{found}, expected one of {', '.join(ROLES)}")
-    role = ROLES[name]
-    if role != "assistant":
-        turn: Turn = {"role": role, "content": fields.text(content_key)}
-        if role == "tool":
-            given = {key: fields.get(key) for key in ("name", "tool_call_id")}
-            turn |= {key: str(value) for key, value in given.items() if value is not None}
-    elif name == CALL:
-        turn = {
-            "role": role,
-            "content": "",
-            "tool_calls": calls(fields.text(content_key), fields, content_key),
-        }
-    else:
-        turn = {"role": role} | thoughts(fields) | called(fields)
-        turn["content"] = (
-            "" if "tool_calls" in turn and fields.get(content_key) is None else fields.text(content_key)
-        )
-    return turn | trained(fields, role)
-
-
-def thoughts(fields: Fields) -> Turn:
-    """{reasoning_content}, or nothing."""
-    given = [key for key in REASONING if fields.get(key) is not None]
-    if len({fields.text(key) for key in given}) > 1:
-        raise InvalidRow(
-            f"{fields.label(given[0])} and {fields.label(given[1])} differ, expected one of them"
-        )
-    if given and "</think>" in str(fields.values.get("content")):
-        raise InvalidRow(
-            f"{fields.label(given[0])} stands beside thoughts in `content`, expected one of them"
-        )
-    return {"reasoning_content": fields.text(given[0])} if given else {}
-
-
-def called(fields: Fields) -> Turn:
-    """{tool_calls}, or nothing."""
-    for key in ("tool_calls", CALL):
-        if (value := fields.get(key)) is not None:
-            return {"tool_calls": calls(value, fields, key)}
-    return {}
-
-
-def calls(value: Any, fields: Fields, key: str) -> list[dict[str, Any]]:
-    """Calls in OpenAI's form, [{type, function: {name, arguments}, id}], with arguments as an object.
-
-    Some data have the arguments under `parameters`, as Llama 3 writes them, and name and arguments without
-    `function` around them.
-    """
-    found = from_json(value, fields.label(key))
-    return [call(one, fields, key) for one in (found if isinstance(found, list) else [found])]
-
-
-def call(value: Any, fields: Fields, key: str) -> dict[str, Any]:
-    outer = fields.object(value, f"a call in {fields.label(key)}", ("name", "arguments"))
-    inner = outer
-    if (function := outer.get("function")) is not None:
-        inner = outer.object(function, outer.name, ("name", "arguments"))
-    given = [name for name in ("arguments", "parameters") if inner.get(name) not in (None, "")]
-    if len(given) > 1:
-        raise InvalidRow(f"{inner.name} has `arguments` and `parameters`, expected one of them")
-    arguments = inner.item(given[0]) if given else {}
-    if isinstance(arguments, str):
-        arguments = from_json(arguments, inner.label(given[0]))
-    if not isinstance(arguments, dict):
-        raise InvalidRow(f"{inner.label(given[0])} is {shown(arguments)}, expected an object")
-    if outer.get("type") not in (None, "function"):
-        raise InvalidRow(f"{outer.label('type')} is {shown(outer.get('type'))}, expected function")
-    identity = {} if outer.get("id") is None else {"id": str(outer.get("id"))}
-    return {"type": "function", "function": {"name": inner.text("name"), "arguments": arguments}} | identity
-
-
-def trained(fields: Fields, role: str) -> Turn:
-    """{train: False} for a turn that says so, or nothing."""
-    given = {}
-    for key, meanings in TRAINED.items():
-        if (value := fields.get(key)) is not None:
-            if isinstance(value, list | dict) or value not in meanings:
-                expected = " or ".join(map(str, meanings))
-                raise InvalidRow(f"{fields.label(key)} is {shown(value)}, expected {expected}")
-            given[key] = meanings[value]
-    if len(set(given.values())) > 1:
-        raise InvalidRow(f"{fields.label('weight')} and {fields.label('train')} contradict each other")
-    if role != "assistant" and True in given.values():
-        raise InvalidRow(
-            f"{fields.label(next(iter(given)))} asks to train on the {role}'s turn, expected an assistant's"
-        )
-    return {"train": False} if False in given.values() and role == "assistant" else {}
+    """Whether a value says nothing. A column of a table gives a row without an object one of nulls."""
+    if isinstance(value, Mapping):
+        return all(map(is_blank, value.values()))
+    if isinstance(value, list):
+        return all(map(is_blank, value))
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def from_json(value: Any, label: str) -> Any:

@@ -1,6 +1,7 @@
 """What a file is whose name says something else, and what to do about it."""
 
 import csv
+import io
 from itertools import islice
 
 FORMS = (
@@ -28,9 +29,15 @@ def form_of(content: bytes) -> tuple[str, str]:
 
 def table_form(text: str) -> str:
     """TSV or CSV for a text whose first two rows have as many columns, and more than one; else empty."""
-    lines = list(islice(filter(str.strip, text.lstrip().splitlines()), 2))
+    # also JSON with record separators (RFC 7464)
+    if form_of(text[:100].lstrip("\x1e").encode(errors="replace"))[0]:
+        return ""
+    lines = list(islice(filter(str.strip, io.StringIO(text)), 2))
     for delimiter, form in DELIMITERS.items():
-        columns = [len(row) for row in csv.reader(lines, delimiter=delimiter)]
+        try:
+            columns = [len(row) for row in csv.reader(lines, delimiter=delimiter)]
+        except csv.Error:
+            continue
         if len(columns) == 2 and columns[0] == columns[1] > 1:
             return form
     return ""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from reprotune.data.conversations import Conversation, Pair, Turn
 from reprotune.data.fields import Fields
 from reprotune.data.raw_rows import InvalidRow, NoPreference, Row, readable
+from reprotune.data.turns import all_turns, tools, turn, with_system
 
 
 def alpaca(row: Fields) -> list[Turn]:
@@ -21,12 +22,12 @@ def alpaca(row: Fields) -> list[Turn]:
 
 def sharegpt(row: Fields) -> list[Turn]:
     """{conversations: [{from, value}]}."""
-    return row.turns("conversations", "from", "value")
+    return all_turns(row, "conversations", "from", "value")
 
 
 def messages(row: Fields) -> list[Turn]:
     """{messages: [{role, content}]}, OpenAI's chat format."""
-    return row.turns("messages", "role", "content")
+    return all_turns(row, "messages", "role", "content")
 
 
 def prompt_completion(row: Fields) -> list[Turn]:
@@ -37,7 +38,7 @@ def prompt_completion(row: Fields) -> list[Turn]:
 def openorca(row: Fields) -> list[Turn]:
     """{system_prompt, question, response}; the system prompt may be blank."""
     turns = [{"role": "user", "content": row.text("question")}, assistant(row, "response")]
-    return row.with_system(turns, "system_prompt")
+    return with_system(row, turns, "system_prompt")
 
 
 Answers = tuple[list[Turn], Turn, Turn]
@@ -47,14 +48,14 @@ Answers = tuple[list[Turn], Turn, Turn]
 def sharegpt_pair(row: Fields) -> Answers:
     """{conversations: [{from, value}], chosen: {from, value}, rejected: {from, value}}."""
     chosen, rejected = (
-        row.turn(row.item(key), f"`{key}`", "from", "value") for key in ("chosen", "rejected")
+        turn(row, row.item(key), f"`{key}`", "from", "value") for key in ("chosen", "rejected")
     )
     return sharegpt(row), chosen, rejected
 
 
 def ultrafeedback(row: Fields) -> Answers:
     """{chosen: [{role, content}], rejected: [{role, content}]}, which differ in their last turn alone."""
-    chosen, rejected = (row.turns(key, "role", "content") for key in ("chosen", "rejected"))
+    chosen, rejected = (all_turns(row, key, "role", "content") for key in ("chosen", "rejected"))
     if chosen[:-1] != rejected[:-1]:
         raise InvalidRow("`chosen` and `rejected` differ before their last turn, expected one prompt")
     return chosen[:-1], chosen[-1], rejected[-1]
@@ -102,7 +103,7 @@ def to_conversation(row: Row, name: str, ignore: Collection[str] = ()) -> Conver
         InvalidRow: with what was found and what was expected.
     """
     fields = Fields(readable(row), ignore)
-    conversation = Conversation(fields.with_system(SFT_FORMATS[name](fields)), fields.tools())
+    conversation = Conversation(with_system(fields, SFT_FORMATS[name](fields)), tools(fields))
     fields.close()
     return conversation.checked()
 
@@ -111,7 +112,7 @@ def to_pair(row: Row, name: str, ignore: Collection[str] = ()) -> Pair:
     """Convert a row of the preference format `name`; raises InvalidRow like `to_conversation`."""
     fields = Fields(readable(row), ignore)
     turns, chosen, rejected = PREFERENCE_FORMATS[name](fields)
-    prompt = Conversation(fields.with_system(turns), fields.tools())
+    prompt = Conversation(with_system(fields, turns), tools(fields))
     fields.close()
     if chosen == rejected:
         raise NoPreference("`chosen` equals `rejected`")

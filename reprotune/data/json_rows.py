@@ -128,7 +128,9 @@ def consecutive(text: str, file: Path, error: Exception) -> Iterator[Any]:
     if form := table_form(text):
         found = f"found {form}; write its rows as JSON, as pandas' to_json(orient='records') does"
     else:
-        found = f"{error}; correct the file"
+        broken = next((value for value in values if isinstance(value, Unstorable)), error)
+        some = any(isinstance(value, dict) for value in values)
+        found = f"{broken if some else error}; correct the file"
     raise InputError(f"{file.name}: not JSON: {found}, or its `path` in params.yaml") from error
 
 
@@ -174,9 +176,10 @@ def storable(value: Any, path: str, kinds: Kinds, depth: int = 0) -> Any:
     """
     if depth > MAX_DEPTH:
         raise Unstorable(f"`{path.split('.')[0].split('[')[0]}` is more than {MAX_DEPTH} levels deep")
-    if value is None or value == {}:
+    as_json = isinstance(value, dict | list) and path.split(".")[-1] in AS_JSON
+    if value is None or value == {} or (as_json and not value):
         return None
-    if isinstance(value, dict | list) and path.split(".")[-1] in AS_JSON:
+    if as_json:
         value = json.dumps(value, ensure_ascii=False)
     if not alike(kinds.setdefault(path, kind(value)), kind(value)):
         raise Unstorable(f"`{path}` holds {kinds[path]} and {kind(value)}")

@@ -20,9 +20,9 @@ NOT_A_MARK = (
     r"""\{\{(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|.)*?\}\}""",
 )
 """What may hold a mark's text and is no mark: comments, raw text, strings."""
-MARK = re.compile(
-    "|".join([*NOT_A_MARK, r"\{%(?P<left>[-+]?)\s*(?:end)?generation\s*(?P<right>[-+]?)%\}"]), re.DOTALL
-)
+A_MARK = r"\{%(?P<left>[-+]?)\s*(?:end)?generation\s*(?P<right>[-+]?)%\}"
+STATEMENT = r"""\{%(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|.)*?%\}"""
+MARK = re.compile("|".join([*NOT_A_MARK, A_MARK, STATEMENT]), re.DOTALL)
 ROUNDS = [USER, ANSWER, USER, ANSWER]
 TRIED = [
     Conversation([SYSTEM, *ROUNDS]),

@@ -8,9 +8,11 @@ from reprotune.data.accounting import Reason
 from reprotune.data.chat_tokens import IGNORED, ChatTokens, Tokens
 from reprotune.data.conversations import (
     Conversation,
+    conversation_said,
     conversation_texts,
     first_prompt,
     pair_prompt,
+    pair_said,
     pair_texts,
 )
 from reprotune.data.formats import to_conversation, to_pair
@@ -79,7 +81,9 @@ class Kind:
     texts: Callable[[Any], list[str]]
     identity: Callable[[Any], list[str]]
     """What rows have in common if one repeats the other."""
-    prompt: Callable[[Any], str]
+    said: Callable[[Any], list[str]]
+    """What rows have nearly in common if one nearly repeats the other."""
+    prompt: Callable[[Any], Conversation]
     """What rows have in common if one of them shows what another is tested on."""
     tokenize: Callable[[ChatTokens, list[Any]], list[Tokens]]
     """From converted rows; raises InvalidRow."""
@@ -102,6 +106,7 @@ EXAMPLES = Kind(
     convert=to_conversation,
     texts=conversation_texts,
     identity=Conversation.identity,
+    said=conversation_said,
     prompt=first_prompt,
     tokenize=ChatTokens.conversations,
     fit=fit_example,
@@ -115,6 +120,7 @@ PAIRS = Kind(
     convert=to_pair,
     texts=pair_texts,
     identity=pair_texts,
+    said=pair_said,
     prompt=pair_prompt,
     tokenize=ChatTokens.pairs,
     fit=fit_pair,

@@ -91,16 +91,36 @@ def shared_prompts(rows: Rows, prompts: np.ndarray) -> list[dict[str, int]]:
     return [{"distinct": len(sizes), "rows_that_share": int(sizes[sizes > 1].sum())}]
 
 
-def hold_out(prompts: np.ndarray, order: np.ndarray, count: int) -> list[int]:
-    """The first rows in this order, `count` at most, with all rows that share a prompt with one of them."""
+def hold_out(prompts: np.ndarray, order: np.ndarray, count: int, name: str) -> list[int]:
+    """The first `count` rows in this order, with all rows that share a prompt with one of them.
+
+    A prompt whose rows would make it impossible to reach `count` is passed over.
+
+    Raises:
+        InputError: no whole prompts add up to `count`.
+    """
     members: dict[int, list[int]] = {}
     for index in order:
         members.setdefault(int(prompts[index]), []).append(int(index))
-    chosen: list[int] = []
     # a dict keeps the order in which its keys came
-    for rows in members.values():
-        if len(chosen) + len(rows) <= count:
-            chosen += rows
+    groups = list(members.values())
+    # bit n is set where groups from this one on can have n rows in all
+    reachable = [1]
+    most = count + max(map(len, groups))
+    for group in reversed(groups):
+        reachable.append((reachable[-1] | reachable[-1] << len(group)) & ((1 << most + 1) - 1))
+    if not reachable[-1] >> count & 1:
+        possible = [n for n in range(1, min(most + 1, len(order))) if reachable[-1] >> n & 1]
+        near = [*[n for n in possible if n < count][-1:], *[n for n in possible if n > count][:1]]
+        expected = f"expected {' or '.join(map(str, near))}" if near else "but all rows have the same prompt"
+        raise InputError(
+            f"{name}.held_out: found {count}, {expected}: rows with the same prompt are held out together"
+        )
+    chosen: list[int] = []
+    for group, later in zip(groups, reversed(reachable[:-1]), strict=True):
+        left = count - len(chosen) - len(group)
+        if left >= 0 and later >> left & 1:
+            chosen += group
     return chosen
 
 
@@ -125,13 +145,7 @@ def draw(
             f"lower held_out, or raise `limit` in data or max_length{left_out}"
         )
     order = generator(seed, "held out").permutation(kept)
-    held_out = np.sort(np.array(hold_out(prompts, order, section.held_out), np.int64))
-    if len(held_out) < section.held_out:
-        possible = len(held_out) or int(np.unique(prompts[kept], return_counts=True)[1].min())
-        raise InputError(
-            f"{name}.held_out: found {section.held_out}, expected {possible} or another number that "
-            "whole prompts add up to: rows with the same prompt are held out together"
-        )
+    held_out = np.sort(np.array(hold_out(prompts, order, section.held_out, name), np.int64))
     train = np.setdiff1d(kept, held_out)
     for index, source in enumerate(rows.names):
         in_source = train[rows.source[train] == index]

@@ -69,10 +69,16 @@ def files_in(folder: Path) -> list[Path]:
 
     Programs keep their own state there, such as `.cache/` of the Hub's client and `.git/`.
     """
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return [
-        file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    found = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
+    for file in found:
+        if file.is_symlink() and not file.is_file():
+            what = "a link to a folder, which is not followed" if file.is_dir() else "a link to nothing"
+            raise InputError(f"{file}: {what}; put what it leads to in its place")
+    return [file for file in found if file.is_file()]
 
 
 def local_sha256(path: Path) -> str:

@@ -14,8 +14,21 @@ from reprotune.params import Source
 from reprotune.records import parquet_file, replacing
 
 ROW_FILES = (".json", ".jsonl", ".parquet")
-NOT_READ = (".arrow", ".bz2", ".csv", ".gz", ".ndjson", ".tsv", ".xz", ".zip", ".zst")
-"""Endings of files that hold rows too, which would be missed in a folder."""
+NO_ROWS = (".cff", ".gif", ".html", ".ini", ".jpg", ".lock", ".md", ".pdf", ".png", ".py", ".pyc", ".rst",
+    ".sh", ".svg", ".toml", ".yaml", ".yml")  # fmt: skip
+"""Endings of files that hold no rows. Any other file in a folder is refused: its rows would be missed."""
+TEXTS = (
+    "authors",
+    "changelog",
+    "citation",
+    "license",
+    "licence",
+    "notice",
+    "readme",
+    "sha256sums",
+    "version",
+)
+"""Names of texts, without their endings."""
 ROW_GROUP = 10_000
 """Rows of a Parquet file in memory at once, when a table is written or read. JSON files are read whole."""
 
@@ -53,8 +66,9 @@ def row_files(path: Path) -> list[Path]:
     seen = [path]
     if path.is_dir():
         seen = files_in(path)
-    missed = [str(file.relative_to(path)) for file in seen if file.suffix.lower() in NOT_READ]
     files = [file for file in seen if file.suffix.lower() in ROW_FILES]
+    others = [file for file in seen if file not in files and file.suffix.lower() not in NO_ROWS]
+    missed = [str(file.relative_to(path)) for file in others if file.stem.lower() not in TEXTS]
     if missed or not files:
         what = f"found {missed[0]}, " if path.is_dir() and missed else ""
         raise InputError(

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from reprotune.data.conversations import Conversation, Turn
 from reprotune.data.raw_rows import InvalidRow
 from reprotune.data.rendering import ANSWER, SYSTEM, USER, asked, render
+from reprotune.data.template_places import PLACES
 from reprotune.errors import InputError, first_line
 
 AGAIN = "once more"
@@ -35,11 +36,14 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, template: Path) -> str:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{template}: not a template that can be rendered ({first_line(error)})") from error
+        # what the template raises is the cause
+        reason = str(error.__cause__) if isinstance(error.__cause__, TemplateError) else first_line(error)
+        raise InputError(f"{template}: not a template that can be rendered ({reason})") from error
     # it may refuse system turns
     with suppress(InvalidRow, TemplateError):
         ends |= tried(tokenizer, template, [SYSTEM, *rounds])
     ends |= tried(tokenizer, template, [USER | {"content": LONG}, ANSWER | {"content": LONG}])
+    ends |= ends_beside(tokenizer, template)
     token, *others = sorted(ends)
     if others:
         raise InputError(f"{template}: answers end with {token!r} and with {others[0]!r}, expected one token")
@@ -53,11 +57,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, template: Path) -> str:
 def tried(tokenizer: PreTrainedTokenizerBase, template: Path, turns: list[Turn]) -> set[str]:
     """What a template writes behind the answers of a conversation, once it has passed the other checks."""
     ((text, spans),) = render(tokenizer, [Conversation(turns)])
-    if TODAY in asked(tokenizer, turns[:-1], chat_template=CLOCK + tokenizer.chat_template):
-        raise InputError(
-            f"{template}: it writes the date of the day, so that no run could be repeated; "
-            "write a fixed date in a copy of it in templates/"
-        )
+    check_clock(tokenizer, template, Conversation(turns[:-1]))
     answers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
     if len(spans) != len(answers):
         raise InputError(
@@ -80,6 +80,31 @@ def tried(tokenizer: PreTrainedTokenizerBase, template: Path, turns: list[Turn])
             )
         ends.add(text[begin:end].partition(turns[number]["content"])[2].rstrip())
     return ends
+
+
+def ends_beside(tokenizer: PreTrainedTokenizerBase, template: Path) -> set[str]:
+    """What a template writes behind the last answer where there are tools, calls or thoughts, as it can."""
+    ends = set()
+    for conversation, said in PLACES.values():
+        with suppress(InvalidRow, TemplateError):
+            ((text, spans),) = render(tokenizer, [conversation])
+            check_clock(tokenizer, template, conversation)
+            # answers with a call end behind the call
+            if spans and conversation.turns[-1].get("tool_calls") is None and said[-1] in text:
+                begin, end = spans[-1]
+                ends.add(text[begin:end].rpartition(conversation.turns[-1]["content"])[2].rstrip())
+    return ends
+
+
+def check_clock(tokenizer: PreTrainedTokenizerBase, template: Path, conversation: Conversation) -> None:
+    """Refuse a template that writes the date of the day."""
+    tools = list(conversation.tools) or None
+    clocked = CLOCK + tokenizer.chat_template
+    if TODAY in asked(tokenizer, conversation.turns, tools=tools, chat_template=clocked):
+        raise InputError(
+            f"{template}: it writes the date of the day, so that no run could be repeated; "
+            "write a fixed date in a copy of it in templates/"
+        )
 
 
 def shown(text: str) -> str:

@@ -119,7 +119,9 @@ def pad_candidates(tokenizer: PreTrainedTokenizerBase, ended: str) -> list[str]:
     A tokenizer such as GPT-2's has one special token. No text holds a NUL, so that its token is free.
     """
     named = [tokenizer.pad_token, tokenizer.eos_token, tokenizer.unk_token]
-    others = sorted(special_tokens(tokenizer), key=lambda token: ("pad" not in token.lower(), token))
+    others = sorted(
+        vocabulary.special_tokens(tokenizer), key=lambda token: ("pad" not in token.lower(), token)
+    )
     taken = {None, ended, tokenizer.bos_token, *written(tokenizer)}
     candidates = [token for token in (*named, *others) if token not in taken]
     nul = tokenizer.convert_ids_to_tokens(tokenizer.encode("\0", add_special_tokens=False))
@@ -140,11 +142,7 @@ def written(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     return {token for token in map(str, tokenizer.added_tokens_decoder.values()) if token in around}
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    return {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-
-
 def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     """Matches tokens that no row's text may hold: they would be read as the end of a turn or of all."""
-    tokens = special_tokens(tokenizer) | written(tokenizer)
+    tokens = vocabulary.special_tokens(tokenizer) | written(tokenizer)
     return re.compile("|".join(re.escape(token) for token in sorted(tokens)) or r"(?!)")

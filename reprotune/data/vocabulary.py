@@ -5,12 +5,12 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from reprotune.data.rendering import ANSWER, SYSTEM, USER
 from reprotune.errors import InputError
 
 ROLES = ("bos_token", "eos_token", "unk_token")
 """Special tokens that are written though no text holds them. For padding, `load_tokenizer` finds one."""
 RESIZE = "take the weights that belong to this tokenizer, whose embeddings were resized for it"
-TURNS = [{"role": role, "content": "a"} for role in ("system", "user", "assistant")]
 
 
 def embeddings(base: Path) -> int:
@@ -27,7 +27,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, base: object)
     Raises:
         InputError: a token that a text can hold has none, or the special token of a role.
     """
-    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special = special_tokens(tokenizer)
     vocabulary = tokenizer.get_vocab().keys()
     reachable = (vocabulary - special) | (vocabulary & of_roles(tokenizer))
     check(tokenizer, reachable, rows, f"{base}: its tokenizer", RESIZE)
@@ -51,13 +51,17 @@ def check_template(tokenizer: PreTrainedTokenizerBase, base: Path, template: Pat
         check(tokenizer, written, rows, str(template), f"use another template; or {RESIZE}")
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    return {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+
+
 def of_roles(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     return {token for role in ROLES if (token := getattr(tokenizer, role)) is not None}
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
     """Conversations through the template."""
-    for turns in (TURNS, TURNS[1:]):
+    for turns in ([SYSTEM, USER, ANSWER], [USER, ANSWER]):
         try:
             yield tokenizer.apply_chat_template(turns, tokenize=False)
         except Exception:

@@ -38,7 +38,9 @@ def run(settings: params.Params, name: str, paths: argparse.Namespace) -> None:
         chat = settings.evaluate.chat_template if benchmark.chat_template is None else benchmark.chat_template
         metrics, samples, asked = harness.score(scorer, name, benchmark, paths.data, settings.seed, chat)
         asked |= protocol.of_model(settings, template, tokenizer.eos_token, chat)
-        asked |= protocol.of_decoding(asked, decoding.of_run(paths.base, tokenizer), tokenizer)
+        asked |= protocol.of_decoding(
+            asked, decoding.of_run(paths.base, tokenizer), tokenizer, settings.evaluate.backend
+        )
         metrics |= protocol.record(asked)
         write_parquet(paths.samples, samples, SAMPLE)
         headline = {key: metrics.pop(key) for key in ("score", "n")}

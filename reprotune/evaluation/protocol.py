@@ -68,7 +68,9 @@ def of_model(settings: Params, template: Path, end_of_turn: str, chat: bool) -> 
     }
 
 
-def of_decoding(asked: Protocol, config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> Protocol:
+def of_decoding(
+    asked: Protocol, config: GenerationConfig, tokenizer: PreTrainedTokenizerBase, backend: str
+) -> Protocol:
     """What the model's generation config adds to a request that generates.
 
     Args:
@@ -79,7 +81,12 @@ def of_decoding(asked: Protocol, config: GenerationConfig, tokenizer: PreTrained
     arguments = json.loads(asked["generation"])
     ignored = IGNORED_SETTINGS if arguments.get("do_sample") else IGNORED_SETTINGS | SAMPLING
     settings = {key: value for key, value in config.to_diff_dict().items() if key not in ignored}
-    ends = sorted(tokenizer.convert_ids_to_tokens(config.eos_token_id))
+    if backend == "vllm":
+        # lm-eval passes it nothing else of the base's
+        settings = {}
+    # a base may name a number that its tokenizer has no token for
+    tokens = zip(config.eos_token_id, tokenizer.convert_ids_to_tokens(config.eos_token_id), strict=True)
+    ends = sorted(str(number) if token is None else token for number, token in tokens)
     return {"decoding": json.dumps({"ends": ends, **settings}, sort_keys=True)}
 
 

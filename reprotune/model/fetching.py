@@ -30,7 +30,10 @@ def run(model: params.Model, out: Path) -> None:
 
 def copy_checkpoint(folder: Path, out: Path) -> None:
     for pattern in MODEL_FILES:
+        # hidden files are no part of a source
         for file in sorted(folder.glob(pattern)):
+            if file.name.startswith("."):
+                continue
             shutil.copyfile(file, out / file.name)
 
 

@@ -134,18 +134,28 @@ def check_targets(model: PreTrainedModel, lora: Lora) -> None:
     Raises:
         InputError: a target does.
     """
-    if not isinstance(lora.target_modules, list):
-        return
-    modules = dict(model.named_modules())
+    modules, head = dict(model.named_modules()), model.get_output_embeddings()
     owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
-    shared = {name: others for others in owners.values() if len(others) > 1 for name in others}
+    # a module that stands in two places of its parent's is adapted in both; in two parents it is not
+    for parent, module in modules.items():
+        for name, child in module.named_children():
+            for parameter in child.parameters(recurse=False):
+                owners.setdefault(id(parameter), []).append(f"{parent}.{name}".lstrip("."))
+    shared = {name: sorted(others) for others in owners.values() if len(others) > 1 for name in others}
+    if not isinstance(lora.target_modules, list):
+        for name, others in shared.items():
+            if isinstance(modules.get(name), torch.nn.Linear) and modules[name] is not head:
+                raise InputError(
+                    "params.yaml: lora.target_modules: found 'all-linear', expected a list of layers with "
+                    f"weights of their own: {' and '.join(others)} share theirs, so merging would "
+                    "change both"
+                )
+        return
     for target in lora.target_modules:
         found = f"params.yaml: lora.target_modules: found {target!r}"
         matched = [name for name in modules if name == target or name.endswith(f".{target}")]
         for name in matched:
-            if modules[name] is model.get_output_embeddings():
+            if modules[name] is head:
                 raise InputError(
                     f"{found}, which is the LM head {name}, expected layers below it: log-probs are computed "
                     "from the LM head's own weights alone"

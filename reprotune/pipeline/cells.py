@@ -24,6 +24,7 @@ from dvc.utils.serialize import modify_yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from reprotune import params_file
 from reprotune.dvc_lock import LOCK, read_stages
 from reprotune.errors import InputError
 from reprotune.process import end_with_parent
@@ -37,7 +38,8 @@ def planned(*options: str) -> list[str]:
     """The stages that `dvc repro evaluate` would run, in its order, as far as it can know beforehand."""
     result = subprocess.run([*DVC, "repro", "--dry", *options, "evaluate"], capture_output=True, text=True)
     if result.returncode:
-        # an error of its own if that is the reason
+        # errors of their own if those are the reason
+        params_file.load()
         read_stages()
         raise InputError(
             f"`dvc repro --dry evaluate` failed; `dvc repro dpo` makes what it needs\n{result.stderr.strip()}"

@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from reprotune import dvc_lock
 from reprotune.data.sources import local_sha256
-from reprotune.errors import InputError, first_line
+from reprotune.errors import InputError
 from reprotune.pipeline.lineage import sources_in
 from reprotune.pipeline.objects import Contents, read_all
+from reprotune.pipeline.reads import unreadable
 
 CACHE = "cache"
 NAMED = 3
@@ -77,9 +78,7 @@ def recorded(repo: Repo) -> list[Output]:
     try:
         return [out for stage in repo.index.stages for out in stage.outs]
     except DvcException as error:
-        raise InputError(
-            f"dvc.yaml or dvc.lock cannot be read ({first_line(error)}); {dvc_lock.way_back()}"
-        ) from error
+        raise unreadable(error) from error
 
 
 def remote_objects(repo: Repo, name: str) -> HashFileDB:

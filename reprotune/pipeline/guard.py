@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from reprotune import fingerprints, outs, params_file
-from reprotune.dvc_lock import md5
+from reprotune import fingerprints, outs
+from reprotune.dvc_lock import md5, read_stages, tracked
 from reprotune.dvc_yaml import CODE, declared, load, value_of
 from reprotune.errors import InputError
 from reprotune.process import LAUNCHED, command, end_with_parent
@@ -37,8 +37,8 @@ def guarded(name: str) -> Iterator[None]:
 
     Raises:
         InputError: the code is not what code.yaml has the fingerprint of. An installed library is not the one
-            that requirements.lock pins. A folder that the stage depends on holds what no stage made. A source
-            lies where stages write. A dep or param was changed while the stage ran.
+            that requirements.lock pins. A folder that the stage depends on holds what no stage made. A dep or
+            param was changed while the stage ran.
     """
     begun = state(name)
     root = Path.cwd()
@@ -46,12 +46,12 @@ def guarded(name: str) -> Iterator[None]:
     check_code(root, name.partition("@")[0], begun)
     check_launched(name, begun)
     outs.check_folders(name)
-    if name.startswith("fetch_"):
-        # `dvc repro --single-item` runs no check_params; these outs persist, so that nothing is deleted yet
-        outs.check_sources(params_file.load())
+    made = stamps(name)
     yield
     now = state(name)
-    if changed := [what for what, value in begun.items() if now[what] != value]:
+    changed = [what for what, value in begun.items() if now[what] != value]
+    changed += [str(path) for path, stamp in stamps(name).items() if made.get(path) != stamp and is_new(path)]
+    if changed:
         raise InputError(
             f"{', '.join(changed)}: changed while {name} ran, so that DVC would record it with a result that "
             "it did not make; put it back and `dvc repro` resumes from the last checkpoint, or leave it and "
@@ -70,6 +70,23 @@ def state(name: str) -> dict[str, Any]:
         except (KeyError, TypeError):
             found[f"{file}:{key}"] = None
     return found
+
+
+def stamps(name: str) -> dict[Path, list[tuple[str, int, int]]]:
+    """Name, size and time of each file of the deps that stages made, as hashing them would take long."""
+    return {
+        path: sorted(
+            (str(file), file.stat().st_size, file.stat().st_mtime_ns)
+            for file in ([path] if path.is_file() else tracked(path))
+        )
+        for path in declared(name).folders
+    }
+
+
+def is_new(path: Path) -> bool:
+    """Whether a dep whose files have other times is not what dvc.lock says of it either."""
+    made = {out["path"]: out.get("md5") for stage in read_stages().values() for out in stage.get("outs", [])}
+    return not path.exists() or md5(path) != made.get(str(path))
 
 
 def check_code(root: Path, name: str, begun: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import Stage
 
-from reprotune import dvc_yaml, fingerprints
+from reprotune import dvc_yaml, fingerprints, params_file
 from reprotune.dvc_lock import way_back
 from reprotune.errors import InputError, first_line
 
@@ -26,9 +26,7 @@ class Pipeline:
             self.stages: dict[str, Stage] = {stage.addressing: stage for stage in repo.index.stages}
             self.graph = repo.index.graph
         except DvcException as error:
-            raise InputError(
-                f"dvc.yaml or dvc.lock cannot be read ({first_line(error)}); {way_back()}"
-            ) from error
+            raise unreadable(error) from error
         self.root = Path(repo.root_dir)
 
     def reading(self, what: str) -> set[str]:
@@ -82,6 +80,12 @@ class Pipeline:
         """The deps that are templates or configs."""
         paths = {dep for deps in self.declared.values() for dep in deps if "/" in dep}
         return sorted(path for path in paths if path.split("/")[0] not in dvc_yaml.MADE)
+
+
+def unreadable(error: DvcException) -> InputError:
+    """The error for a pipeline that DVC cannot read; raises that of params.yaml if this is at fault."""
+    params_file.load()
+    return InputError(f"dvc.yaml or dvc.lock cannot be read ({first_line(error)}); {way_back()}")
 
 
 def reads(stage: Stage) -> Iterator[str]:

@@ -9,7 +9,14 @@ from reprotune.report.metrics import Metrics
 from reprotune.report.names import benchmark_name, model_names
 from reprotune.report.sections.differences import verdict, what_got_worse
 from reprotune.report.sections.limits import limits
-from reprotune.report.sections.setup import hyperparameters, method, model_name, sources
+from reprotune.report.sections.setup import (
+    benchmark_sources,
+    hyperparameters,
+    method,
+    model_name,
+    table_of,
+    training_sources,
+)
 from reprotune.report.translation import say
 
 USE = """from transformers import pipeline
@@ -42,7 +49,7 @@ def card(settings: params.Params, metrics: Metrics) -> list[Part]:
             )
         ),
         Heading(say("Trained on")),
-        sources(settings),
+        table_of(training_sources(settings)),
         Text(
             say(
                 "SFT: {sft:,} rows; DPO: {dpo:,} pairs. Who uses the model is bound by the licences of all "
@@ -53,6 +60,7 @@ def card(settings: params.Params, metrics: Metrics) -> list[Part]:
         ),
         hyperparameters(settings),
         *card_results(metrics),
+        table_of(benchmark_sources(settings)),
         *what_got_worse(metrics),
         *limits(settings, metrics),
     ]

@@ -51,6 +51,6 @@ def test_scores_of_other_protocols_are_refused_by_what_differs(tmp_path):
     with pytest.raises(
         InputError,
         match=r"base/a\.json and .*dpo/a\.json are scores of different protocols "
-        r"\(dtype: float32 and dtype: bfloat16\); `dvc repro` scores",
+        r"\(dtype: float32 and dtype: bfloat16\); score both with the same params\.yaml",
     ):
         summarize(with_benchmarks("a"), tmp_path)

@@ -1,8 +1,11 @@
 """Rows of every format, and rows that do not fit theirs."""
 
+import json
+
 import pytest
 
 from reprotune.data.formats import to_conversation, to_pair
+from reprotune.data.json_rows import json_table
 from reprotune.data.raw_rows import InvalidRow, NoPreference
 from tests.golden import PAIRS, ROWS
 
@@ -173,7 +176,10 @@ def test_a_key_without_a_place_makes_the_row_invalid_unless_it_is_ignored(name, 
     assert (
         to_conversation(row | {"system": "be red", "tools": "no JSON"}, name, ["system", "tools"]) == expected
     )
-    assert to_conversation(row | {"id": "x.1", "conversation_id": 3, "source": "web"}, name) == expected
+    assert to_conversation(row | {"id": "x.1", "conversation_id": 3, "license": "MIT"}, name) == expected
+    for meant in ("source", "split", "system_prompt_id"):
+        with pytest.raises(InvalidRow, match=f"`{meant}` is 'x', which this format has no place for"):
+            to_conversation(row | {meant: "x"}, name)
 
 
 @pytest.mark.parametrize(
@@ -322,6 +328,62 @@ def test_calls_have_one_form_whatever_a_table_made_of_them():
     for key in ("reasoning_content", "reasoning", "thinking"):
         thought = to_conversation(chat(QUESTION, assistant(**{key: "so"})), "messages").turns[1]
         assert thought == assistant(reasoning_content="so")
+
+
+@pytest.mark.parametrize("none", [[], "[]", "null", None])
+def test_no_call_is_none(none, tmp_path):
+    """As dumped messages of OpenAI's client have it, in JSON and in a table."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "a", "tool_calls": none},
+                {"role": "assistant", "content": content, "tool_calls": none},
+            ]
+        }
+        for content in ("b", "")
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    stored = json_table(tmp_path / "rows.json").to_pylist()
+    for said, silent in (rows, stored):
+        if isinstance(none, str):
+            # a text is no list
+            said["messages"][0].pop("tool_calls")
+        assert to_conversation(said, "messages").turns[1] == {"role": "assistant", "content": "b"}
+        with pytest.raises(InvalidRow, match=r"`content` of turn 1 is empty|`tool_calls` of turn 0"):
+            to_conversation(silent, "messages")
+
+
+def test_what_a_table_made_of_no_object_is_nothing():
+    """A column of structs gives each row one, of nulls where it had none."""
+    row = {
+        "messages": [QUESTION, assistant(function_call={"name": None, "arguments": None})],
+        "meta": {"a": None, "b": [None]},
+        "images": [None],
+    }
+    assert to_conversation(row, "messages").turns[1] == {"role": "assistant", "content": "b"}
+
+
+def test_what_is_ignored_is_still_read_where_nothing_works_without_it():
+    """A user's name has no place, and a function has one."""
+    row = {"messages": [QUESTION | {"name": "bob"}, assistant("", tool_calls=[CALL])]}
+    with pytest.raises(InvalidRow, match=r"ignore: \[name\]"):
+        to_conversation(row, "messages")
+    question, answer = to_conversation(row, "messages", ["name"]).turns
+    assert question == {"role": "user", "content": "a"}
+    assert answer["tool_calls"][0]["function"] == {"name": "sing", "arguments": {"n": 1}}
+
+
+def test_a_pair_without_a_prompt_is_invalid_with_a_system_prompt_too():
+    row = {"system": "s", "chosen": [message("assistant", "a")], "rejected": [message("assistant", "b")]}
+    with pytest.raises(InvalidRow, match="expected the"):
+        to_pair(row, "ultrafeedback")
+
+
+def test_thoughts_stand_in_one_place_in_every_format():
+    turn = {"from": "gpt", "value": "<think>a</think>b", "reasoning_content": "c"}
+    row = {"conversations": [{"from": "human", "value": "x"}, turn]}
+    with pytest.raises(InvalidRow, match="stands beside thoughts in `value`"):
+        to_conversation(row, "sharegpt")
 
 
 def test_an_answer_of_a_pair_is_trained_on():

@@ -72,6 +72,10 @@ OTHER = {
     "blank": ("a.json", b" \n", "a.json: not JSON: found an empty file"),
     "half of UTF-16": ("a.json", "[{}]".encode("utf-16")[:-1], "not JSON: found text that is UTF-16 at its start alone"),  # noqa: E501
     "cut off": ("a.json", json.dumps(ROWS, indent=1).encode()[:-9], "a.json: not JSON: Unterminated string starting at: line 12"),  # noqa: E501
+    "cut off, in one line": ("a.json", json.dumps([{"x": "a, b " * 9} for _ in range(5_000)]).encode()[:-9], "a.json: not JSON: Unterminated string"),  # noqa: E501
+    "cut off, in lines": ("a.json", json.dumps([{"x": 1, "y": 2}] * 50).replace("}, ", "},\n").encode()[:-9], "a.json: not JSON: Expecting"),  # noqa: E501
+    "cut off, two lines": ("a.jsonl", b'{"x": 1, "y": 2}\n{"x": 1, "y": ', "a.jsonl: not JSON: line 2 is not JSON"),  # noqa: E501
+    "record separators": ("a.jsonl", b'\x1e{"x": 1, "y": 2}\n\x1e{"x": 1, "y": 2}\n', "a.jsonl: not JSON: Expecting value"),  # noqa: E501
     "Python": ("a.json", b"[{'x': 1}]", "a.json: not JSON: Expecting property name enclosed in double quotes"),  # noqa: E501
     "list under a key": ("a.json", b'{"v": 1, "data": [{"x": 1}, {"x": 2}]}', "found an object, expected a list of rows; it has 2 objects under `data`: `jq '.\"data\"'` writes"),  # noqa: E501
     "columns": ("a.json", b'{"x": {"0": "a"}, "y": {"0": "b"}}', "found an object, expected a list of rows; it has columns"),  # noqa: E501

@@ -98,6 +98,7 @@ def test_only_marks_are_replaced():
     kept = (
         "{# around {% generation %} #}"
         "{% raw %}{% generation %}{% endraw %}"
+        "{%- set o = '{{' -%}{% set e = '%}{% generation %}' %}"
         "{{ '{% generation %} }}' }}{{ \"it's \\\"{% endgeneration %}\" }}"
     )
     marked = kept + "{%- generation -%} x {% endgeneration %}"

@@ -1,12 +1,14 @@
 """Which rows are trained on: limits, weights, duplicates and contamination, drawn by the seed alone."""
 
 import random
+from time import monotonic
 
 import numpy as np
 import pytest
 
 from reprotune.data import duplicates
 from reprotune.data.contamination import MATCH
+from reprotune.data.selection import hold_out
 from reprotune.data.shards import read_shards
 from reprotune.errors import InputError
 from reprotune.records import write_parquet
@@ -196,6 +198,59 @@ def test_prompts_that_are_alike_in_a_chain_are_one_group():
     assert len(set(duplicates.near(signatures, 0.7))) > 1
 
 
+def test_many_prompts_that_are_alike_are_grouped_in_no_time():
+    words = " ".join(f"{random.Random(n).random()}" for n in range(60))
+    signatures = np.stack([duplicates.signature(f"{words} and {n} or {7 * n}") for n in range(4_000)])
+    begin = monotonic()
+    assert not duplicates.near_groups(signatures, 0.8).any()
+    # a quarter of a second on a quiet machine; comparing each with all takes a minute
+    assert monotonic() - begin < 10
+
+
+def test_a_system_prompt_and_tools_make_no_prompts_alike(settings, model, tmp_path):
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"of": " ".join(WORDS)}}}
+    rows = [
+        {
+            "system": " ".join(WORDS * 3),
+            "tools": [tool],
+            "messages": [
+                {"role": "user", "content": f"{WORDS[n % 7]} {n}"},
+                {"role": "assistant", "content": f"{WORDS[n % 5]} {n}"},
+            ],
+        }
+        for n in range(12)
+    ]
+    chats = {
+        "data.sft.sources.rows.format": "messages",
+        "tokenize.sft.deduplicate.near": 0.8,
+        "tokenize.sft.max_length": 1024,
+    }
+    account = steps.tokenize_sft(changed(settings, chats), model, rows, tmp_path)
+    assert account["prompts"] == [{"distinct": 12, "rows_that_share": 0}]
+    assert account["total"]["rows"]["near_duplicate"] == 0
+
+
+@pytest.mark.parametrize(
+    ("prompts", "count", "expected"),
+    [
+        ([0, 1, 2, 3], 2, [0, 1]),
+        # the pair would leave no room for the three
+        ([0, 0, 2, 2, 2], 3, [2, 3, 4]),
+        ([0, 0, 2, 3, 3], 3, [0, 1, 2]),
+        ([0, 0, 2, 2, 4, 4], 3, "found 3, expected 2 or 4"),
+        ([0, 0, 0, 0, 4], 2, "found 2, expected 1 or 4"),
+        ([0, 0, 0, 0], 3, "found 3, but all rows have the same prompt"),
+    ],
+)
+def test_whole_prompts_are_held_out(prompts, count, expected):
+    order = np.arange(len(prompts))
+    if isinstance(expected, list):
+        assert hold_out(np.array(prompts), order, count, "tokenize.sft") == expected
+    else:
+        with pytest.raises(InputError, match=rf"tokenize\.sft\.held_out: {expected}: rows with"):
+            hold_out(np.array(prompts), order, count, "tokenize.sft")
+
+
 def test_pairs_that_share_a_prompt_are_on_one_side(settings, model, tmp_path):
     rows = [
         row | {"chosen": {"from": "gpt", "value": f"red {time}"}}
@@ -210,7 +265,7 @@ def test_pairs_that_share_a_prompt_are_on_one_side(settings, model, tmp_path):
     assert len(prompts[1]) == 2 and not prompts[0] & prompts[1]
     assert account["prompts"] == [{"distinct": 24, "rows_that_share": 48}]
     odd = changed(settings, {"tokenize.dpo.held_out": 5})
-    with pytest.raises(InputError, match=r"tokenize\.dpo\.held_out: found 5, expected 4 or another number"):
+    with pytest.raises(InputError, match=r"tokenize\.dpo\.held_out: found 5, expected 4 or 6: rows with"):
         steps.tokenize_dpo(odd, model, rows, tmp_path)
 
 

@@ -76,6 +76,35 @@ def test_a_folder_with_rows_that_would_be_missed_is_refused(missed, tmp_path):
         rows_of(tmp_path / "in", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["b.jsonlines", "b.jl", "b.pq", "b.feather", "b.txt", "b.xlsx", "b.tgz", "b.jsonl-00001-of-2", "b"],
+)
+def test_a_file_that_would_be_missed_is_named(name, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"x": "y"}\n')
+    for text in ("README.md", "LICENSE", "readme.txt", "load.py", ".gitattributes"):
+        (folder / text).write_text("x")
+    assert rows_of(folder, tmp_path) == [{"x": "y"}]
+    (folder / name).write_text("x")
+    with pytest.raises(InputError, match=rf"mine: found {name}, expected a file that ends in"):
+        rows_of(folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"), [("more", "a link to a folder"), ("none", "a link to nothing")]
+)
+def test_a_link_that_is_not_followed_is_named(target, expected, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (tmp_path / "more").mkdir()
+    (folder / "a.jsonl").write_text('{"x": "y"}\n')
+    (folder / "link").symlink_to(tmp_path / target)
+    with pytest.raises(InputError, match=f"mine/link: {expected}"):
+        local_sha256(folder)
+
+
 def test_a_row_of_another_kind_stays_in_its_place(tmp_path):
     rows = [
         {"turns": [{"from": "a"}], "n": 1},

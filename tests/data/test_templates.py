@@ -1,6 +1,7 @@
 """Conversations to tokens and labels, and templates that are refused."""
 
 import itertools
+import re
 
 import pytest
 
@@ -148,6 +149,64 @@ def test_a_row_that_is_not_rendered_whole_is_invalid(role, model, tmp_path):
         else:
             with pytest.raises(InvalidRow, match=f"cuts or changes the content of a turn of the {role}"):
                 tokens.conversations([conversation])
+
+
+CALLED = [
+    {"type": "function", "function": {"name": name, "arguments": {"of": f"what {name} asks", "n": 3}}}
+    for name in ("look", "sing")
+]
+USED = Conversation(
+    [
+        {"role": "user", "content": "say yes or no"},
+        {"role": "assistant", "content": "", "tool_calls": CALLED},
+        {"role": "tool", "content": 'it gives "much"'},
+        {"role": "tool", "content": "and more"},
+        {"role": "assistant", "content": "yes", "reasoning_content": "a\n thought"},
+    ],
+    [{"type": "function", "function": {"name": "look", "description": "what it does", "parameters": {}}}],
+)
+
+
+@pytest.mark.parametrize(
+    ("part", "instead", "expected"),
+    [
+        ("message['tool_calls'] or []", "(message['tool_calls'] or [])[:1]", "changes a call of a turn"),
+        (
+            "['arguments'] | tojson)",
+            "['arguments'] | tojson)[:9]",
+            "changes a call of a turn of the assistant",
+        ),
+        ("+ message['content'] +", "+ message['content'][:9] +", "changes the content of a turn of the"),
+        ("for tool in tools", "for tool in tools[1:]", "leaves 'description' of a tool out"),
+        ("{- message['content'] -}", "{- message['content'] | replace('yes', '') -}", "changes the content"),
+    ],
+)
+def test_a_row_of_which_a_template_cuts_a_part_is_invalid(part, instead, expected, model):
+    text = (ROOT / "templates" / "chatml.jinja").read_text()
+    assert part in text
+    tokens = ChatTokens(load_tokenizer(model, ROOT / "templates" / "chatml.jinja"))
+    assert tokens.conversations([USED])
+    tokens.tokenizer.chat_template = text.replace(part, instead)
+    with pytest.raises(InvalidRow, match=expected):
+        tokens.conversations([USED])
+
+
+@pytest.mark.parametrize(
+    ("instead", "expected"),
+    [
+        ("{{ m['content'] }}<tool>", "answers end with '<tool>' and with '<|im_end|>', expected one token"),
+        ("{{ strftime_now('%Y') }}{{ m['content'] }}<|im_end|>", "it writes the date of the day"),
+    ],
+)
+def test_a_template_is_tried_with_results_of_tools(instead, expected, model, tmp_path):
+    file = tmp_path / "bad.jinja"
+    after_tool = "{% if loop.index0 and messages[loop.index0 - 1]['role'] == 'tool' %}"
+    answer = (
+        f"{{% generation %}}{after_tool}{instead}{{% else %}}{{{{ m['content'] }}}}<|im_end|>{{% endif %}}"
+    )
+    file.write_text(TEMPLATE.replace(ANSWER, answer + "{% endgeneration %}"))
+    with pytest.raises(InputError, match=re.escape(expected)):
+        load_tokenizer(model, file)
 
 
 def test_the_template_is_the_committed_one(tokenizer):

@@ -91,6 +91,17 @@ def test_a_checkpoint_is_copied_without_the_rest(model, tmp_path):
     assert not (tmp_path / "base" / "training_args.bin").exists()
 
 
+def test_hidden_files_are_no_part_of_a_source(model, tmp_path):
+    """As macOS and others leave them beside files."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    before = local_sha256(folder)
+    for name in ("._model.safetensors", ".more.safetensors"):
+        (folder / name).write_bytes(b"no weights")
+    assert local_sha256(folder) == before
+    fetching.run(from_folder(folder), tmp_path / "base")
+    assert not list((tmp_path / "base").glob(".*"))
+
+
 def test_a_source_without_weights_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text("{}")

@@ -309,6 +309,7 @@ def modification_times(folder: Path) -> dict[Path, int]:
         ("sft.learning_rte=1", ["sft.learning_rte"]),
         ("+sft.learning_rte=1", ["sft.learning_rte: found 1 under an unknown key", "learning_rate"]),
         ("sft.learning_rate=-1", ["sft.learning_rate: found -1, expected greater than 0"]),
+        ("model.chat_template=nope", ["model.chat_template: found 'nope', expected one of alpaca, chatml"]),
     ],
 )
 def test_a_wrong_override_fails_before_any_out_is_touched(override, expected, clone):

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,27 @@ def test_what_is_edited_while_a_stage_runs_is_not_recorded(name, pattern, edit, 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_data_that_is_edited_while_a_stage_runs_is_not_recorded(clone, tmp_path):
+    """What another stage made; a file that was only touched is the same."""
+    folder = own_copy(clone, tmp_path / "clone")
+    file = folder / "models" / "sft" / "adapter_config.json"
+    before = file.read_bytes()
+    for content, status in ((before + b" ", 255), (before, 0)):
+        process = subprocess.Popen(
+            [*DVC, "repro", "--force", "--single-item", "dpo"],
+            cwd=folder, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        printed = ""
+        while "measuring train before" not in printed and (line := process.stdout.readline()):
+            printed += line
+        file.unlink()
+        file.write_bytes(content)
+        printed += process.communicate(timeout=120)[0]
+        assert process.returncode == status, printed
+        assert ("error: models/sft: changed while dpo ran" in printed) == (status != 0), printed
+
+
 def test_code_that_is_edited_while_a_stage_runs_waits_for_the_next_run(clone, tmp_path):
     """The stage has loaded its code and recorded its fingerprint; the edit makes `code` stale."""
     folder = own_copy(clone, tmp_path / "clone")
@@ -134,6 +156,19 @@ def test_dvc_may_be_called_in_another_folder(clone, tmp_path):
         *DVC, "repro", "--force", "--single-item", "../dvc.yaml:check_params", cwd=folder / "docs"
     ).stdout
     assert "Running stage '../dvc.yaml:check_params'" in printed and "params.yaml is valid" in printed
+
+
+@pytest.mark.parametrize("content", ["", "a: [", "seed: 1\n", "model:\ndata: {sft: {sources:}}\n"])
+def test_params_that_are_being_saved_are_named(content, clone, monkeypatch):
+    monkeypatch.chdir(clone)
+    before = Path("params.yaml").read_text()
+    try:
+        Path("params.yaml").write_text(content)
+        for name in ("sft", "fetch_sft_data@rows", "evaluate@dpo-gsm8k"):
+            with pytest.raises(InputError, match=r"params\.yaml: it lacks a value|found no stage"):
+                guard.state(name)
+    finally:
+        Path("params.yaml").write_text(before)
 
 
 def test_a_stage_that_is_no_longer_there_is_named(clone, monkeypatch):

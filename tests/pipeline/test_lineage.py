@@ -28,8 +28,8 @@ def test_a_chain_ends_at_pinned_sources():
         "models/base",
         "data/reference",
         "data/tokenized/dpo",
-        "data/raw/sft",
-        "data/raw/preferences",
+        "data/raw/sft/alpaca_demo.parquet",
+        "data/raw/preferences/dpo_demo.parquet",
         "data/raw/benchmarks/gsm8k",
     } <= chain.keys()
     assert not {"data/params.ok", "code.yaml"} & chain.keys()

@@ -85,7 +85,7 @@ def test_an_unknown_target_is_named(settings, model):
         (
             True,
             "embed_in",
-            "embed_in and lm_head share theirs .tie_word_embeddings., so merging would change",
+            "gpt_neox.embed_in and lm_head share theirs .tie_word_embeddings., so merging would change",
         ),
         (True, "gpt_neox.embed_in", "found 'gpt_neox.embed_in', expected layers with weights of their own"),
         (True, "lm_head", "which is the LM head lm_head, expected layers below it"),
@@ -104,6 +104,22 @@ def test_a_target_that_cannot_have_an_adapter_is_refused(tied, target, expected,
     settings = changed(settings, {"lora.target_modules": ["dense", target]})
     with pytest.raises(InputError, match=rf"lora\.target_modules: .*{expected}"):
         loading.new_policy(tmp_path, settings.model, settings.lora, 1)
+
+
+def test_linear_layers_with_common_weights_are_refused(settings, model):
+    """As in models whose layers share some; a whole layer that is used twice is adapted in both places."""
+    policy = AutoModelForCausalLM.from_pretrained(model)
+    lora = changed(settings, {"lora.target_modules": "all-linear"}).lora
+    layers = policy.model.layers
+    layers.append(layers[0])
+    loading.check_targets(policy, lora)
+    layers[1].self_attn.q_proj.weight = layers[0].self_attn.q_proj.weight
+    expected = r"found 'all-linear', .*layers\.0\.self_attn\.q_proj and .*layers\.1\.self_attn\.q_proj share"
+    with pytest.raises(InputError, match=expected):
+        loading.check_targets(policy, lora)
+    layers[1].self_attn.q_proj = layers[0].self_attn.q_proj
+    with pytest.raises(InputError, match=expected):
+        loading.check_targets(policy, lora)
 
 
 @pytest.mark.parametrize("target", ["decoder", "word_embeddings"])

@@ -41,20 +41,28 @@ def setup(settings: params.Params, lock: Path) -> list[Part]:
 
 def sources(settings: params.Params) -> Table:
     """The base model, data and benchmarks, with their licences."""
+    return table_of(training_sources(settings) + benchmark_sources(settings))
+
+
+def table_of(rows: list[list[str]]) -> Table:
+    return Table([say("what"), say("source"), say("licence")], rows)
+
+
+def training_sources(settings: params.Params) -> list[list[str]]:
     licences, data = settings.report.licences, settings.data
-    benchmarks = [
-        source_row(benchmark_name(name), settings.benchmarks[name].source, licences.benchmarks.get(name))
+    return [
+        source_row(say("base model"), settings.model.source, licences.model),
+        *data_rows(say("SFT"), data.sft.sources, licences.sft),
+        *data_rows(say("preferences"), data.preferences.sources, licences.preferences),
+    ]
+
+
+def benchmark_sources(settings: params.Params) -> list[list[str]]:
+    licences = settings.report.licences.benchmarks
+    return [
+        source_row(benchmark_name(name), settings.benchmarks[name].source, licences.get(name))
         for name in settings.evaluate.benchmarks
     ]
-    return Table(
-        [say("what"), say("source"), say("licence")],
-        [
-            source_row(say("base model"), settings.model.source, licences.model),
-            *data_rows(say("SFT"), data.sft.sources, licences.sft),
-            *data_rows(say("preferences"), data.preferences.sources, licences.preferences),
-            *benchmarks,
-        ],
-    )
 
 
 def data_rows(
