@@ -166,6 +166,15 @@ def sources_in(value: Any) -> Iterator[dict[str, Any]]:
             yield from sources_in(part)
 
 
+def without_sources(values: dict[str, Any]) -> dict[str, Any]:
+    """Params without the sources in them, which stand in the chain as what was fetched."""
+    return {
+        key: without_sources(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if not (isinstance(value, dict) and "kind" in value)
+    }
+
+
 def draw(path: str, links: dict[str, Made], seen: set[str], tree: Tree, read: str | None = None) -> None:
     """Add an out to the tree; one that stands there already is only named.
 
@@ -181,7 +190,7 @@ def draw(path: str, links: dict[str, Made], seen: set[str], tree: Tree, read: st
         return
     seen.add(path)
     branch = tree.add(label)
-    settings = {key: value for key, value in made.params.items() if not list(sources_in({key: value}))}
+    settings = without_sources(made.params)
     values = ", ".join(f"{key} {json.dumps(value)}" for key, value in settings.items())
     branch.add(f"by {escape(made.stage)}, code {made.code}" + (f"; {escape(values)}" if values else ""))
     for folder in made.stale:

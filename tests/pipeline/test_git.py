@@ -105,6 +105,13 @@ def test_conflict_markers_are_named_with_the_way_out(branches, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "schema: '2.0'\n", "stages: []\n", "[]", "a: 'b", "\x00", MARKERS])
+def test_a_lock_file_that_is_none_is_named(content, tmp_path):
+    lock = tmp_path / "dvc.lock"
+    lock.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=r"dvc\.lock: not a lock file of DVC \(.*`git checkout HEAD .*lock`"):
+        dvc_lock.read_stages(lock)
+
+
 def test_a_conflict_in_the_params_is_named(finished, tmp_path):
     folder = own_copy(finished, tmp_path / "clone")
     text = (folder / "params.yaml").read_text()
@@ -112,13 +119,6 @@ def test_a_conflict_in_the_params_is_named(finished, tmp_path):
     for command in ("plan", "fsck", "cells", "compare --against HEAD"):
         status, printed = reprotune(folder, command)
         assert status == 1 and "params.yaml: line 1 is the mark of a merge conflict" in printed, printed
-
-
-def test_a_lock_file_that_is_none_is_named(content, tmp_path):
-    lock = tmp_path / "dvc.lock"
-    lock.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(InputError, match=r"dvc\.lock: not a lock file of DVC \(.*`git checkout HEAD .*lock`"):
-        dvc_lock.read_stages(lock)
 
 
 def test_an_empty_lock_file_is_named(finished, tmp_path):

@@ -36,7 +36,7 @@ def data(metrics: Metrics) -> list[Part]:
     return [
         Heading(say("Data")),
         Text(say("What became of each raw row; the columns after the first add up to it.")),
-        Table([say("source"), *columns.values(), say("tokens trained on")], rows),
+        Table([say("source"), *columns.values(), say("tokens, with prompts")], rows),
         Text(
             say(
                 "SFT trains on {rows:,} rows of which tokens fill {filled:.1f}%.",
@@ -63,9 +63,9 @@ def contamination(metrics: Metrics) -> list[Part]:
         Heading(say("Contamination")),
         Text(
             say(
-                "Benchmark rows that share 13 words in a row with a raw training row, or that its "
-                "8-grams cover to the set part; rows of fewer than 8 words cannot be judged. "
-                "The scores are those on the scored rows that are clean, where those are two or more.",
+                "Benchmark rows that share 13 words in a row with a raw training row, or at least the set "
+                "share of their 8-grams; rows of fewer than 8 words are too short to judge, and count as "
+                "clean. The scores are those on the scored rows that are clean, where those are two or more.",
             )
         ),
         contamination_table(metrics),

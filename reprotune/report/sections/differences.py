@@ -31,8 +31,8 @@ def what_each_stage_gave(metrics: Metrics) -> list[Part]:
         Text(
             say(
                 "Differences in percentage points on the same rows, with their {level} interval where any "
-                "row differs; intervals are each for itself. A gain or drop is one that the test below "
-                "shows at {alpha}, corrected for the number of tests.",
+                "row differs; the intervals are not corrected for their number. A gain or drop is one that "
+                "the test below shows at {alpha}, corrected for the number of tests.",
                 level=LEVEL_TEXT,
                 alpha=ALPHA_TEXT,
             )
@@ -50,8 +50,8 @@ def what_each_stage_gave(metrics: Metrics) -> list[Part]:
             say(
                 "Rows that turned right or wrong; p of no difference, by McNemar's exact test where answers "
                 "are right or wrong, and by random swaps of the two models' rows for fractions and for the "
-                "mean; the same as Holm corrects it; and the smallest true difference in points that as many "
-                "rows would show in four of five cases."
+                "mean; p as Holm corrects it for the number of tests; and the smallest true difference in "
+                "points that this many rows would show in four cases of five, none where they are too few."
             )
         ),
         p_value_table(metrics.rows),

@@ -52,11 +52,12 @@ def gain_text(gain: Mapping[str, float]) -> str:
         return say("That is a drop from the base model of {points} points.", points=points)
     if can_show(gain):
         least = say(
-            "As many rows would show one of {detectable} points in four of five cases.",
+            "With this many rows, a true difference of {detectable} points would be shown in four cases "
+            "of five.",
             detectable=detectable_text(gain),
         )
     else:
-        least = say("So few rows can show none at all.")
+        least = say("With so few rows, no difference could be shown.")
     return f"{say('No difference from the base model is shown: {points} points.', points=points)} {least}"
 
 
