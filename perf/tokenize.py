@@ -70,6 +70,9 @@ def row(kind: str, prompt: str, answers: list[str], conversational: bool) -> dic
 
 
 def ours(kind: str, file: Path, folder: Path, processes: int) -> float:
+    # the import that packing waits for
+    from trl import pack_dataset  # noqa: F401
+
     from reprotune import params_file
     from reprotune.data import packing, tokenizing
     from tests.conftest import changed
