@@ -15,6 +15,7 @@ import os
 import random
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pyarrow as pa
@@ -70,12 +71,12 @@ def row(kind: str, prompt: str, answers: list[str], conversational: bool) -> dic
 
 
 def ours(kind: str, file: Path, folder: Path, processes: int) -> float:
-    # the import that packing waits for
-    from trl import pack_dataset  # noqa: F401
-
     from reprotune import params_file
     from reprotune.data import packing, tokenizing
     from tests.conftest import changed
+
+    # packing imports it when it begins
+    import_module("trl.data_utils")
 
     name = "sft" if kind == "sft" else "preferences"
     entry = {

@@ -182,7 +182,7 @@ def beside(turn: Turn) -> Iterator[tuple[str, str]]:
     if turn.get("reasoning_content"):
         yield "the reasoning_content", turn["reasoning_content"]
     for call in turn.get("tool_calls", ()):
-        yield from (("a call", said) for said in leaves(call["function"]["name"]))
+        yield "a call", call["function"]["name"]
         yield from (("a call", said) for said in leaves(call["function"]["arguments"]))
 
 

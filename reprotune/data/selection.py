@@ -2,6 +2,8 @@
 
 import zlib
 from collections.abc import Callable
+from functools import reduce
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -104,24 +106,31 @@ def hold_out(prompts: np.ndarray, order: np.ndarray, count: int, name: str) -> l
         members.setdefault(int(prompts[index]), []).append(int(index))
     # a dict keeps the order in which its keys came
     groups = list(members.values())
-    # bit n is set where groups from this one on can have n rows in all
-    reachable = [1]
-    most = count + max(map(len, groups))
-    for group in reversed(groups):
-        reachable.append((reachable[-1] | reachable[-1] << len(group)) & ((1 << most + 1) - 1))
-    if not reachable[-1] >> count & 1:
-        possible = [n for n in range(1, min(most + 1, len(order))) if reachable[-1] >> n & 1]
-        near = [*[n for n in possible if n < count][-1:], *[n for n in possible if n > count][:1]]
+    sizes = [len(group) for group in groups]
+    # what the groups from each one on can add up to, as far as `count`; none of them has one sum, 0
+    sums = list(accumulate(reversed(sizes), lambda later, size: added(later, size, count), initial=1))
+    if not sums[-1] >> count & 1:
+        most = min(count + max(sizes), len(order) - 1)
+        possible = reduce(lambda later, size: added(later, size, most), sizes, 1)
+        near = [
+            *[n for n in range(1, count) if possible >> n & 1][-1:],
+            *[n for n in range(count + 1, most + 1) if possible >> n & 1][:1],
+        ]
         expected = f"expected {' or '.join(map(str, near))}" if near else "but all rows have the same prompt"
         raise InputError(
             f"{name}.held_out: found {count}, {expected}: rows with the same prompt are held out together"
         )
     chosen: list[int] = []
-    for group, later in zip(groups, reversed(reachable[:-1]), strict=True):
+    for group, later in zip(groups, reversed(sums[:-1]), strict=True):
         left = count - len(chosen) - len(group)
         if left >= 0 and later >> left & 1:
             chosen += group
     return chosen
+
+
+def added(sums: int, size: int, most: int) -> int:
+    """The sums with or without one more size, up to `most`; bit n of a set of sums says that n is one."""
+    return (sums | sums << size) & ((1 << most + 1) - 1)
 
 
 def draw(

@@ -1,4 +1,4 @@
-"""The examples of a tokenized folder, and those that its rows should become."""
+"""The examples of a tokenized folder, those that its rows should become, and rows in the form of OpenAI."""
 
 from pathlib import Path
 
@@ -34,3 +34,19 @@ def expected_examples(
 ) -> list[Example]:
     conversations = [to_conversation(row, format_name) for row in rows]
     return [(row["input_ids"], row["labels"]) for row in ChatTokens(tokenizer).conversations(conversations)]
+
+
+def message(role, content):
+    return {"role": role, "content": content}
+
+
+def chat(*turns, **row):
+    return {"messages": list(turns), **row}
+
+
+def assistant(content="b", **more):
+    return message("assistant", content) | more
+
+
+QUESTION = message("user", "a")
+CALL = {"id": "c1", "type": "function", "function": {"name": "sing", "arguments": '{"n": 1}'}}
